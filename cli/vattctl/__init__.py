@@ -1,0 +1,1 @@
+"""vattctl: what operators type."""

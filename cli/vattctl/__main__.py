@@ -1,0 +1,5 @@
+"""`python -m vattctl` is the `vattctl` command."""
+
+from vattctl.main import main
+
+main()

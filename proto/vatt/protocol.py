@@ -1,0 +1,15 @@
+"""Numbers of the wire that both sides must agree on. vatt.proto says what they mean."""
+
+# The versions of the wire that this package speaks.
+MIN_VERSION = 1
+MAX_VERSION = 1
+
+ERROR_DOMAIN = "vatt"  # of google.rpc.ErrorInfo
+
+MAX_PAGES_PER_LEASE = 1 << 20
+MAX_RUNS_PER_MESSAGE = 1 << 16
+MAX_MESSAGE_BYTES = 16 << 20
+
+# The kernel's SCM_MAX_FD.
+MAX_FDS_PER_PACKET = 253
+MAX_HANDLE_PACKET_BYTES = 16 << 10

@@ -1,0 +1,102 @@
+"""Where vattd's sockets are: one rule, read by the daemon, the library and vattctl.
+
+A socket directory holds one folder a device (`host`, or the GPU's UUID) with three sockets in it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vatt.errors import DaemonUnreachable, InvalidRequest
+
+SOCKET_DIR_VARIABLE = "VATTD_SOCKET_DIR"
+# sun_path holds 108 bytes with its final NUL.
+MAX_PATH_BYTES = 107
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """The sockets of one device's vattd."""
+
+    directory: Path
+
+    def __post_init__(self) -> None:
+        longest = str(self.handles)
+        if len(os.fsencode(longest)) > MAX_PATH_BYTES:
+            raise InvalidRequest(
+                f"socket path {longest!r} is longer than the {MAX_PATH_BYTES} bytes that Linux allows: "
+                f"choose a shorter --socket-dir or {SOCKET_DIR_VARIABLE}"
+            )
+
+    @property
+    def engine(self) -> Path:
+        return self.directory / "engine.sock"
+
+    @property
+    def admin(self) -> Path:
+        return self.directory / "admin.sock"
+
+    @property
+    def handles(self) -> Path:
+        return self.directory / "handles.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Locked with flock by the vattd that owns these sockets; holds its pid."""
+        return self.directory / "lock"
+
+    @property
+    def log(self) -> Path:
+        """Where a detached vattd writes."""
+        return self.directory / "vattd.log"
+
+
+def default_socket_dir(environ: Mapping[str, str]) -> Path:
+    """The system's run directory for root, else the user's; VATTD_SOCKET_DIR comes before both."""
+    chosen = environ.get(SOCKET_DIR_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/run/vattd")
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        return Path(runtime) / "vattd"
+    return Path(tempfile.gettempdir()) / f"vattd-{os.geteuid()}"
+
+
+def search_dirs(environ: Mapping[str, str]) -> list[Path]:
+    """Where a client looks, in order: in the chosen directory if one is chosen, else in the user's and the system's."""
+    first = default_socket_dir(environ)
+    if environ.get(SOCKET_DIR_VARIABLE) or first == Path("/run/vattd"):
+        return [first]
+    return [first, Path("/run/vattd")]
+
+
+def find_daemon(socket_dirs: list[Path], device: str | None) -> Sockets:
+    """The sockets of the vattd for `device` (`host` or a GPU's UUID), or of the only one there is.
+
+    Raises DaemonUnreachable if there is none; InvalidRequest if there are several and `device` does not say which.
+    """
+    found: dict[str, Sockets] = {}
+    for directory in socket_dirs:
+        for sockets in sorted(directory.glob("*/engine.sock")):
+            found.setdefault(sockets.parent.name, Sockets(sockets.parent))
+    if device is not None:
+        if device in found:
+            return found[device]
+        start = f"vattd start --gpu {device}"
+    elif len(found) == 1:
+        return next(iter(found.values()))
+    elif found:
+        raise InvalidRequest(f"several vattd run here ({', '.join(sorted(found))}): say which device")
+    else:
+        start = "vattd start"
+    places = " or ".join(str(directory) for directory in socket_dirs)
+    what = "no vattd" if device is None else f"no vattd for {device}"
+    raise DaemonUnreachable(
+        f"{what} in {places}: start one with `{start}`, or set {SOCKET_DIR_VARIABLE} to its socket directory"
+    )

@@ -1,0 +1,5 @@
+"""`python -m vattd` is the `vattd` command."""
+
+from vattd.app import main
+
+main()

@@ -1,0 +1,196 @@
+"""The `vattd` command: start a daemon, stop one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from vatt.errors import DaemonUnreachable, VattError
+from vatt.sockets import Sockets, default_socket_dir, find_daemon, search_dirs
+from vattd import __version__
+from vattd.config import DEFAULT_HEADROOM, DEFAULT_METRICS_ADDRESS, Config, parse_address, parse_page_size
+from vattd.peer import peer_of
+
+EXIT_REFUSED = 1
+EXIT_UNREACHABLE = 3
+STOP_WITHIN_S = 10.0
+
+_gpu = click.option(
+    "--gpu",
+    "device",
+    metavar="N|UUID|host",
+    help="A GPU by CUDA's number or by UUID, or `host` for host memory.  [default: GPU 0 if there is one, else host]",
+)
+_socket_dir = click.option(
+    "--socket-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the sockets are.  [default: VATTD_SOCKET_DIR, else /run/vattd for root, else the user's run directory]",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vattd")
+def vattd() -> None:
+    """One owner for a device's KV-cache memory: creates its pages, lends them to engines, gets them back."""
+
+
+@vattd.command()
+@_gpu
+@click.option(
+    "--pool-max", metavar="SIZE|PERCENT", help="The most memory the pool takes.  [default: GPU 90%, host 50%]"
+)
+@click.option(
+    "--pool-min", metavar="SIZE|PERCENT", default="0", help="Memory the pool keeps, even idle.", show_default=True
+)
+@click.option(
+    "--headroom",
+    metavar="SIZE",
+    default=DEFAULT_HEADROOM,
+    show_default=True,
+    help="Memory kept ready for each tenant that has an engine attached, on top of what it leases.",
+)
+@click.option("--page-size", metavar="SIZE", help="Size of a page.  [default: GPU its granularity (2MiB), host 64KiB]")
+@_socket_dir
+@click.option(
+    "--metrics-address",
+    metavar="HOST:PORT|off",
+    default=DEFAULT_METRICS_ADDRESS,
+    show_default=True,
+    help="Where Prometheus can scrape /metrics.",
+)
+@click.option("--detach", is_flag=True, help="Run in the background; return once it serves.")
+@click.option("--ready-fd", type=int, hidden=True)
+@click.option("--exit-with-parent", is_flag=True, hidden=True)
+def start(
+    device: str | None,
+    pool_max: str | None,
+    pool_min: str,
+    headroom: str,
+    page_size: str | None,
+    socket_dir: Path | None,
+    metrics_address: str,
+    detach: bool,
+    ready_fd: int | None,
+    exit_with_parent: bool,
+) -> None:
+    """Own a device's pages and lend them, until SIGTERM.
+
+    \b
+    Examples:
+      vattd start                        GPU 0, or host memory where there is none
+      vattd start --gpu 1 --pool-max 60%
+      vattd start --gpu host --pool-max 4GiB --page-size 64KiB --detach
+    """
+    socket_dir = (socket_dir or default_socket_dir(os.environ)).absolute()
+    try:
+        config = Config(
+            device=device,
+            pool_min=pool_min,
+            pool_max=pool_max,
+            headroom=headroom,
+            page_size_bytes=parse_page_size(page_size),
+            socket_dir=socket_dir,
+            metrics_address=parse_address(metrics_address),
+            ready_fd=ready_fd,
+            exit_with_parent=exit_with_parent,
+        )
+        status = _start_detached(socket_dir) if detach else _start(config)
+    except (VattError, OSError) as error:
+        if ready_fd is not None:
+            os.write(ready_fd, (json.dumps({"error": str(error)}) + "\n").encode())
+        _fail(str(error), EXIT_REFUSED)
+    sys.exit(status)
+
+
+@vattd.command()
+@_gpu
+@_socket_dir
+def stop(device: str | None, socket_dir: Path | None) -> None:
+    """Stop a running vattd. Engines keep the pages that they hold."""
+    directories = [socket_dir] if socket_dir is not None else search_dirs(os.environ)
+    try:
+        if device is not None and device.isdigit():
+            from vattention.vmm.cuda_device import find_device  # late: it starts the driver
+
+            device = find_device(device).uuid
+        pid = _terminate(find_daemon(directories, device))
+    except DaemonUnreachable as error:
+        _fail(str(error), EXIT_UNREACHABLE)
+    except VattError as error:
+        _fail(str(error), EXIT_REFUSED)
+    click.echo(f"vattd (pid {pid}) has stopped", err=True)
+
+
+def main() -> None:
+    vattd()
+
+
+def _start(config: Config) -> int:
+    from vattd.daemon import serve  # late: `vattd stop` and `--help` need no gRPC
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    return asyncio.run(serve(config))
+
+
+def _start_detached(socket_dir: Path) -> int:
+    """Start the same command again in a session of its own, and wait until it says that it serves."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    socket_dir.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+    log_path = socket_dir / "vattd.log"
+    ready, ready_child = os.pipe()
+    with open(ready) as answers, open(log_path, "ab") as log_file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "vattd", *arguments, "--ready-fd", str(ready_child)],
+            pass_fds=[ready_child],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            start_new_session=True,
+        )
+        os.close(ready_child)
+        line = answers.readline()
+    answer = json.loads(line) if line else {"error": f"vattd ended with status {child.wait()}: see {log_path}"}
+    if "error" in answer:
+        _fail(answer["error"], EXIT_REFUSED)
+    click.echo(f"vattd serves {answer['device']} (pid {answer['pid']}), log in {log_path}", err=True)
+    child.returncode = 0  # it is not ours to wait for: no warning about a child that still runs
+    return 0
+
+
+def _terminate(sockets: Sockets) -> int:
+    """SIGTERM to the process that listens, as the kernel names it, and wait for its end."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        try:
+            connection.connect(str(sockets.handles))
+        except OSError as error:
+            raise DaemonUnreachable(
+                f"no vattd answers at {sockets.handles} ({error}): it is stopped already"
+            ) from error
+        peer = peer_of(connection)
+    try:
+        signal.pidfd_send_signal(peer.pidfd, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(peer.pidfd, select.POLLIN)
+        if not poll.poll(STOP_WITHIN_S * 1000):
+            raise VattError(f"vattd (pid {peer.pid}) has not stopped within {STOP_WITHIN_S:.0f} s: see its log")
+    except PermissionError as error:
+        raise VattError(f"vattd (pid {peer.pid}) is another user's: {error}") from error
+    finally:
+        peer.close()
+    return peer.pid
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(f"vattd: {message}", err=True)
+    sys.exit(status)

@@ -1,0 +1,70 @@
+"""What `vattd start` was told, read once and checked."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vatt.errors import InvalidRequest
+from vatt.sizes import parse_size, parse_size_or_percent
+
+DEFAULT_POOL_MAX = {"cuda": "90%", "host": "50%"}
+DEFAULT_METRICS_ADDRESS = "127.0.0.1:9410"  # 9400 is dcgm-exporter's
+# Kept ready for each tenant that has a session, so that its next lease finds pages made.
+DEFAULT_HEADROOM = "16MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where metrics are served. Port 0: any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address | None:
+    """`HOST:PORT` with an IP address or `localhost`; None for `off`. Raises InvalidRequest with an example."""
+    if text == "off":
+        return None
+    host, colon, port = text.rpartition(":")
+    host = host.strip("[]")
+    try:
+        if host != "localhost":
+            ipaddress.ip_address(host)
+        if not colon or not 0 <= int(port) < 1 << 16:
+            raise ValueError(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"{text!r} is not an address: write for example {DEFAULT_METRICS_ADDRESS}, or off"
+        ) from None
+    return Address(host, int(port))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Checked as far as can be without the device: percentages are of its memory, known later."""
+
+    device: str | None  # "host", a CUDA ordinal or a UUID; None: the first GPU, else the host
+    pool_min: str
+    pool_max: str | None  # None: the backend's default
+    headroom: str
+    page_size_bytes: int | None  # None: the backend's default
+    socket_dir: Path
+    metrics_address: Address | None
+    ready_fd: int | None = None  # where to say, in one line of JSON, that vattd serves, or why it does not
+    exit_with_parent: bool = False
+
+    def __post_init__(self) -> None:
+        for text in (self.pool_min, self.pool_max, self.headroom):
+            if text is not None:
+                parse_size_or_percent(text, 1 << 40)
+        if self.page_size_bytes is not None and self.page_size_bytes < 1:
+            raise InvalidRequest("--page-size: a page has at least one byte")
+
+
+def parse_page_size(text: str | None) -> int | None:
+    return None if text is None else parse_size(text)

@@ -1,0 +1,68 @@
+"""The one thread that makes blocking driver calls, so that the event loop never does."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Urgency(enum.IntEnum):
+    """Lower goes first. A call under way is never interrupted, so background work comes in short slices."""
+
+    REQUEST = 0
+    BACKGROUND = 1
+    STOP = 2
+
+
+class DriverThread:
+    """Runs calls one at a time, a request before background work, in order of arrival within each."""
+
+    def __init__(self) -> None:
+        self._calls: queue.PriorityQueue[tuple[Urgency, int, Callable[[], None]]] = queue.PriorityQueue()
+        self._order = itertools.count()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="vattd-driver", daemon=True)
+        self._thread.start()
+
+    async def run(self, urgency: Urgency, call: Callable[..., T], *args: Any) -> T:
+        """The result of `call(*args)`, or what it raised. The call is made even if the caller stops waiting."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            if future.cancelled():
+                return
+            if error is None:
+                future.set_result(result)  # type: ignore[arg-type]  # T may be None itself
+            else:
+                future.set_exception(error)
+
+        def work() -> None:
+            try:
+                result = call(*args)
+            except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+                loop.call_soon_threadsafe(settle, None, error)
+            else:
+                loop.call_soon_threadsafe(settle, result, None)
+
+        self._calls.put((urgency, next(self._order), work))
+        return await future
+
+    def close(self) -> None:
+        """Make every call that is queued, then end the thread."""
+        self._calls.put((Urgency.STOP, next(self._order), self._stop))
+        self._thread.join()
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._calls.get()[2]()

@@ -1,0 +1,86 @@
+"""The handle socket's listener."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from pathlib import Path
+
+from vatt.errors import VattError
+from vatt.v1 import vatt_pb2 as pb
+from vattd.handles import HandleConnection
+from vattd.peer import peer_of
+from vattd.sessions import Sessions
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 4096
+# After the process ran out of file descriptors, try to accept again this much later.
+ACCEPT_RETRY_S = 0.1
+
+
+class HandleServer:
+    """Accepts processes, and refuses those that cannot be watched."""
+
+    def __init__(self, path: Path, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[HandleConnection] = set()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            self._listener.bind(str(path))
+            self._listener.listen(128)
+        except BaseException:
+            self._listener.close()
+            raise
+        self._loop.add_reader(self._listener, self._accept)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        for connection in list(self._connections):
+            connection.close()
+
+    def _accept(self) -> None:
+        try:
+            accepted, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.warning("cannot accept: %s", error)
+            self._loop.remove_reader(self._listener)
+            self._loop.call_later(ACCEPT_RETRY_S, self._listen_again)
+            return
+        accepted.setblocking(False)
+        try:
+            if len(self._connections) >= MAX_CONNECTIONS:
+                raise VattError(f"{MAX_CONNECTIONS} processes are connected already, the most there can be")
+            peer = peer_of(accepted)
+        except VattError as error:
+            log.warning("a peer was refused: %s", error)
+            _refuse(accepted, error)
+            return
+        connection = HandleConnection(accepted, peer, self._closed)
+        self._connections.add(connection)
+        try:
+            self._sessions.welcome(connection)
+        except OSError:  # it has gone already
+            connection.close()
+
+    def _listen_again(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener, self._accept)
+
+    def _closed(self, connection: HandleConnection) -> None:
+        self._connections.discard(connection)
+        self._sessions.disconnected(connection)
+
+
+def _refuse(accepted: socket.socket, error: VattError) -> None:
+    with accepted:
+        try:
+            failure = pb.HandleError(reason=error.reason, message=str(error))
+            accepted.send(pb.HandleWelcome(error=failure).SerializeToString())
+        except OSError:
+            pass  # it has gone already

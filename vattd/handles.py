@@ -1,0 +1,167 @@
+"""The handle socket: where a session is born, and where pages' file descriptors leave.
+
+Every connection is non-blocking and has one message under way: while its answer is made or waits to be sent, nothing
+more is read from it. So a client that does not read costs nobody anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from google.protobuf.message import DecodeError, Message
+
+from vatt.errors import InvalidRequest, SystemLimit, VattError
+from vatt.pages import Extent
+from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES, MAX_VERSION, MIN_VERSION
+from vatt.v1 import vatt_pb2 as pb
+from vattd.ledger import PageRun
+from vattd.peer import Peer
+
+log = logging.getLogger(__name__)
+
+# A process that has connected and does not attach for so long is let go.
+ATTACH_WITHIN_S = 60.0
+
+
+class PullSource(Protocol):
+    """The attached session behind a connection, as far as pulls need it."""
+
+    async def pull(self, runs: list[PageRun]) -> list[int]: ...
+
+
+def parse_run(run: pb.PageRun) -> PageRun:
+    """Raises InvalidRequest."""
+    try:
+        return PageRun(Extent(run.first_page_id, run.page_count), run.generation)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+class HandleConnection:
+    """One process's connection. It owns the peer's pidfd until a session takes it over by setting `source`."""
+
+    def __init__(self, connection: socket.socket, peer: Peer, on_close: Callable[[HandleConnection], None]) -> None:
+        self.peer = peer
+        self.token = secrets.token_bytes(16)
+        self.source: PullSource | None = None
+        self._socket, self._on_close = connection, on_close
+        self._loop = asyncio.get_running_loop()
+        self._answering: asyncio.Task[None] | None = None
+        self._closed = False
+        self._too_late = self._loop.call_later(ATTACH_WITHIN_S, self.close)
+
+    def welcome(self, incarnation: int) -> None:
+        self._socket.send(
+            pb.HandleWelcome(
+                token=self.token,
+                incarnation=incarnation,
+                min_protocol_version=MIN_VERSION,
+                max_protocol_version=MAX_VERSION,
+            ).SerializeToString()
+        )
+        self._loop.add_reader(self._socket, self._read)
+
+    def attach(self, source: PullSource) -> None:
+        """From now on `source` answers pulls, and the token is spent. The caller owns the pidfd."""
+        self._too_late.cancel()
+        self.source = source
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._too_late.cancel()
+        if self._answering is not None:
+            self._answering.cancel()
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        if self.source is None:
+            self.peer.close()
+        self._on_close(self)
+
+    def _read(self) -> None:
+        try:
+            # Descriptors that a client sends along have no room here: the kernel closes them.
+            packet = self._socket.recv(MAX_HANDLE_PACKET_BYTES + 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self.close()
+            return
+        self._loop.remove_reader(self._socket)
+        self._answering = self._loop.create_task(self._answer(packet))
+        self._answering.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        if self._closed:
+            return
+        if task.cancelled() or task.exception() is not None:
+            log.warning(
+                "handle connection of pid %d closed: %s", self.peer.pid, None if task.cancelled() else task.exception()
+            )
+            self.close()
+            return
+        self._answering = None
+        self._loop.add_reader(self._socket, self._read)
+
+    async def _answer(self, packet: bytes) -> None:
+        pull = pb.HandlePull()
+        fds: list[int] = []
+        try:
+            try:
+                fds = await self._pull(pull, packet)
+                await self._send(pb.HandleDelivery(pull_id=pull.pull_id, page_count=len(fds)), fds)
+            except VattError as error:
+                failure = pb.HandleError(reason=error.reason, message=str(error))
+                await self._send(pb.HandleDelivery(pull_id=pull.pull_id, error=failure), [])
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def _pull(self, pull: pb.HandlePull, packet: bytes) -> list[int]:
+        if len(packet) > MAX_HANDLE_PACKET_BYTES:
+            raise InvalidRequest(f"a packet holds at most {MAX_HANDLE_PACKET_BYTES} bytes")
+        try:
+            pull.ParseFromString(packet)
+        except DecodeError as error:
+            raise InvalidRequest("not a HandlePull") from error
+        if self.source is None:
+            raise InvalidRequest("attach first: this connection has no session yet")
+        runs = [parse_run(run) for run in pull.runs]
+        if not 1 <= sum(run.extent.page_count for run in runs) <= MAX_FDS_PER_PACKET:
+            raise InvalidRequest(f"pull 1 to {MAX_FDS_PER_PACKET} pages at a time")
+        return await self.source.pull(runs)
+
+    async def _send(self, message: Message, fds: list[int]) -> None:
+        packet = message.SerializeToString()
+        while True:
+            try:
+                socket.send_fds(self._socket, [packet], fds)
+                return
+            except BlockingIOError:
+                await self._writable()
+            except OSError as error:
+                if not fds or error.errno != errno.ETOOMANYREFS:
+                    raise
+                raise SystemLimit(
+                    "too many file descriptors are on their way to processes that do not read them "
+                    "(RLIMIT_NOFILE of vattd): raise LimitNOFILE, or end those processes"
+                ) from error
+
+    async def _writable(self) -> None:
+        ready = asyncio.Event()
+        self._loop.add_writer(self._socket, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            self._loop.remove_writer(self._socket)

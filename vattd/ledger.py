@@ -1,0 +1,231 @@
+"""The ledger: which tenant's session holds which page.
+
+Pure: it knows no driver, clock, socket or log. One event loop writes it. What is not lent is in its `stock`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from vatt.errors import InvalidRequest, LeaseCancelled, LimitExceeded, PoolExhausted, SessionUnknown, TenantDenied
+from vatt.pages import Extent, LedgerBug, extents_of
+from vattd.snapshot import SessionView, Snapshot, TenantView
+from vattd.stock import Shelf, Stock
+
+# A repeated lease is answered from memory for this many leases of its session; a retry comes within one or two.
+REMEMBERED_LEASES = 512
+# Anybody may name a new tenant, so their number is bounded.
+MAX_TENANTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class PageRun:
+    """Consecutive pages under one generation (a run of PageRefs): what a lease grants and a return names."""
+
+    extent: Extent
+    generation: int
+
+
+@dataclass(slots=True, eq=False)
+class _Tenant:
+    name: str
+    owner_uid: int
+    shelf: Shelf
+    session_count: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    session_id: str
+    tenant: _Tenant
+    generations: dict[int, int] = field(default_factory=dict)  # page id -> generation, for every page it holds
+    leases: OrderedDict[str, tuple[PageRun, ...] | None] = field(default_factory=OrderedDict)  # None: cancelled
+    mapped_pages: int = 0
+
+
+class Ledger:
+    """Which session holds which page.
+
+    Invariants, which the state machine in tests/vattd/test_ledger.py checks:
+    - every page is in exactly one state, and the states' counts sum to the pool's limit;
+    - a page is held by at most one session, under a generation that was never used before;
+    - only clean pages, or dirty ones of the same tenant, are granted;
+    - an operation that raises has changed nothing.
+    """
+
+    def __init__(self, stock: Stock, *, page_size_bytes: int, incarnation: int) -> None:
+        if page_size_bytes < 1 or stock.max_pages < 1 or not 0 <= incarnation < 1 << 31:
+            raise ValueError(f"not a ledger: {page_size_bytes=} {stock.max_pages=} {incarnation=}")
+        self.stock = stock
+        self.page_size_bytes = page_size_bytes
+        # The next vattd's generations begin later: 2**32 leases take longer than the second between incarnations.
+        self._next_generation = incarnation << 32
+        self._tenants: dict[str, _Tenant] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._mapped_pages = 0
+        self._peak_leased_pages = 0
+        self._peak_mapped_pages = 0
+
+    def open_session(self, session_id: str, tenant: str, uid: int) -> None:
+        """Raises TenantDenied if the tenant is another user's, InvalidRequest if there are too many tenants."""
+        if session_id in self._sessions:
+            raise LedgerBug(f"session {session_id} is open already")
+        found = self._tenants.get(tenant) or self._open_tenant(tenant, uid)
+        if found.owner_uid != uid:
+            raise TenantDenied(f"tenant {tenant!r} belongs to uid {found.owner_uid}, not to uid {uid}")
+        found.session_count += 1
+        self._sessions[session_id] = _Session(session_id, found)
+
+    def end_session(self, session_id: str, *, unmapped: bool) -> int:
+        """Forget a session. Returns how many pages it held.
+
+        `unmapped` is the session's own word that nothing maps its pages. Without it (the process died) they are
+        quarantined until they are destroyed.
+        """
+        session = self._session(session_id)
+        held = extents_of(session.generations)
+        if unmapped:
+            self.stock.take_back(session.tenant.shelf, held)
+        else:
+            self.stock.quarantine(held)
+        self._mapped_pages -= session.mapped_pages
+        session.tenant.session_count -= 1
+        del self._sessions[session_id]
+        return len(session.generations)
+
+    def lease(self, session_id: str, request_id: str, page_count: int, min_page_count: int) -> tuple[PageRun, ...]:
+        """Lend as many pages as are ready, between `min_page_count` and `page_count`, in as few runs as can be.
+
+        A repeat of `request_id` returns the first answer, less what came back since.
+        Raises LimitExceeded, LeaseCancelled, or PoolExhausted, and lends none.
+        """
+        session = self._session(session_id)
+        if request_id in session.leases:
+            return self._repeat(session, request_id)
+        if not 1 <= min_page_count <= page_count:
+            raise LedgerBug(f"not a lease: {page_count=} {min_page_count=}")
+        if min_page_count > self.stock.max_pages:
+            raise LimitExceeded(min_page_count, self.stock.max_pages)
+        shelf = session.tenant.shelf
+        if shelf.ready_pages < min_page_count:
+            raise PoolExhausted(min_page_count, shelf.ready_pages)
+        generation = self._next_generation
+        self._next_generation += 1
+        extents = self.stock.lend(shelf, min(page_count, shelf.ready_pages))
+        for extent in extents:
+            session.generations.update(dict.fromkeys(extent.page_ids, generation))
+        self._peak_leased_pages = max(self._peak_leased_pages, self.stock.lent_pages)
+        runs = tuple(PageRun(extent, generation) for extent in extents)
+        self._remember(session, request_id, runs)
+        return runs
+
+    def cancel(self, session_id: str, request_id: str) -> int:
+        """Take back what `request_id` was granted, and refuse it if it comes later. Returns how many pages came."""
+        session = self._session(session_id)
+        granted = session.leases.get(request_id)
+        returned = self.give_back(session_id, granted) if granted else 0
+        self._remember(session, request_id, None)
+        return returned
+
+    def give_back(self, session_id: str, runs: Iterable[PageRun]) -> int:
+        """Take back pages, passing over those not held under the run's generation. Returns how many pages came."""
+        session = self._session(session_id)
+        returned = 0
+        for run in runs:
+            held = _held(session, run)
+            for page_id in held:
+                del session.generations[page_id]
+            self.stock.take_back(session.tenant.shelf, extents_of(held))
+            returned += len(held)
+        if session.mapped_pages > len(session.generations):  # its last word is from before it unmapped
+            self.report_usage(session_id, len(session.generations))
+        return returned
+
+    def report_usage(self, session_id: str, mapped_pages: int) -> None:
+        """Raises InvalidRequest if more pages are said to be mapped than are held."""
+        session = self._session(session_id)
+        if not 0 <= mapped_pages <= len(session.generations):
+            raise InvalidRequest(f"{mapped_pages} pages mapped, but {len(session.generations)} are leased")
+        self._mapped_pages += mapped_pages - session.mapped_pages
+        self._peak_mapped_pages = max(self._peak_mapped_pages, self._mapped_pages)
+        session.mapped_pages = mapped_pages
+
+    def holds(self, session_id: str, run: PageRun) -> bool:
+        """Does the session hold every page of the run, under its generation?"""
+        return len(_held(self._session(session_id), run)) == run.extent.page_count
+
+    def remembers(self, session_id: str, request_id: str) -> bool:
+        """Was this request answered, or cancelled, already?"""
+        return request_id in self._session(session_id).leases
+
+    def shelf(self, session_id: str) -> Shelf:
+        return self._session(session_id).tenant.shelf
+
+    def attached_shelves(self) -> list[Shelf]:
+        """Those of tenants with a session."""
+        return [tenant.shelf for tenant in self._tenants.values() if tenant.session_count]
+
+    def idle_shelves(self) -> list[Shelf]:
+        """Those of tenants without one."""
+        return [tenant.shelf for tenant in self._tenants.values() if not tenant.session_count]
+
+    def snapshot(self) -> Snapshot:
+        sessions = tuple(
+            SessionView(session.session_id, session.tenant.name, len(session.generations), session.mapped_pages)
+            for session in self._sessions.values()
+        )
+        return Snapshot(
+            page_size_bytes=self.page_size_bytes,
+            max_pages=self.stock.max_pages,
+            pages_by_state=self.stock.pages_by_state,
+            peak_leased_pages=self._peak_leased_pages,
+            peak_mapped_pages=self._peak_mapped_pages,
+            created_pages_total=self.stock.created_total,
+            scrubbed_pages_total=self.stock.scrubbed_total,
+            destroyed_pages_total=self.stock.destroyed_total,
+            tenants=tuple(
+                TenantView(
+                    name=tenant.name,
+                    owner_uid=tenant.owner_uid,
+                    session_count=tenant.session_count,
+                    leased_pages=sum(view.leased_pages for view in sessions if view.tenant == tenant.name),
+                    mapped_pages=sum(view.mapped_pages for view in sessions if view.tenant == tenant.name),
+                )
+                for tenant in self._tenants.values()
+            ),
+            sessions=sessions,
+        )
+
+    def _session(self, session_id: str) -> _Session:
+        try:
+            return self._sessions[session_id]
+        except KeyError:
+            raise SessionUnknown(f"no session {session_id!r}: attach again") from None
+
+    def _open_tenant(self, name: str, uid: int) -> _Tenant:
+        if len(self._tenants) >= MAX_TENANTS:
+            raise InvalidRequest(f"there are {MAX_TENANTS} tenants already, the most there can be")
+        tenant = self._tenants[name] = _Tenant(name, uid, self.stock.open_shelf())
+        return tenant
+
+    def _repeat(self, session: _Session, request_id: str) -> tuple[PageRun, ...]:
+        runs = session.leases[request_id]
+        if runs is None:
+            raise LeaseCancelled(f"lease {request_id!r} was cancelled")
+        return tuple(PageRun(extent, run.generation) for run in runs for extent in extents_of(_held(session, run)))
+
+    def _remember(self, session: _Session, request_id: str, runs: tuple[PageRun, ...] | None) -> None:
+        session.leases[request_id] = runs
+        session.leases.move_to_end(request_id)
+        while len(session.leases) > REMEMBERED_LEASES:
+            session.leases.popitem(last=False)
+
+
+def _held(session: _Session, run: PageRun) -> list[int]:
+    """The pages of the run that the session holds under its generation; quick even for an absurdly long run."""
+    generations, page_ids = session.generations, run.extent.page_ids
+    if len(page_ids) > len(generations):
+        return [page_id for page_id, held in generations.items() if page_id in page_ids and held == run.generation]
+    return [page_id for page_id in page_ids if generations.get(page_id) == run.generation]

@@ -1,0 +1,76 @@
+"""What Prometheus scrapes: a view of one snapshot, made when it asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from vatt.errors import InvalidRequest
+from vattd import __version__
+from vattd.snapshot import Snapshot
+from vattention.vmm.driver import Device
+
+SNAPSHOT_WITHIN_S = 5.0
+
+
+class PoolCollector(Collector):
+    """Runs on the HTTP server's threads; the snapshot is made on the event loop, which alone may read the ledger."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, read: Callable[[], Snapshot], device: Device) -> None:
+        self._loop, self._read, self._device = loop, read, device
+
+    def describe(self) -> list[Metric]:
+        """Nothing: without it the registry would scrape once at start, before the loop serves."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        snapshot = asyncio.run_coroutine_threadsafe(self._snapshot(), self._loop).result(SNAPSHOT_WITHIN_S)
+        page = snapshot.page_size_bytes
+        yield InfoMetricFamily(
+            "vattd_build",
+            "This vattd and its device.",
+            {"version": __version__, "backend": self._device.backend, "uuid": self._device.uuid},
+        )
+        yield GaugeMetricFamily("vattd_page_size_bytes", "Size of a page.", value=page)
+        pages = GaugeMetricFamily("vattd_pool_pages", "Pages by state; the sum is the pool's limit.", labels=["state"])
+        for state, count in snapshot.pages_by_state.items():
+            pages.add_metric([state.value], count)
+        yield pages
+        leased = GaugeMetricFamily("vattd_leased_bytes", "Bytes leased, by tenant.", labels=["tenant"])
+        mapped = GaugeMetricFamily("vattd_mapped_bytes", "Bytes mapped, by the sessions' word.", labels=["tenant"])
+        sessions = GaugeMetricFamily("vattd_sessions", "Attached processes, by tenant.", labels=["tenant"])
+        for tenant in snapshot.tenants:
+            leased.add_metric([tenant.name], tenant.leased_pages * page)
+            mapped.add_metric([tenant.name], tenant.mapped_pages * page)
+            sessions.add_metric([tenant.name], tenant.session_count)
+        yield from (leased, mapped, sessions)
+        yield CounterMetricFamily("vattd_pages_created", "Pages created.", value=snapshot.created_pages_total)
+        yield CounterMetricFamily("vattd_pages_scrubbed", "Pages scrubbed.", value=snapshot.scrubbed_pages_total)
+        yield CounterMetricFamily("vattd_pages_destroyed", "Pages destroyed.", value=snapshot.destroyed_pages_total)
+
+    async def _snapshot(self) -> Snapshot:
+        return self._read()
+
+
+class MetricsServer:
+    """/metrics on one address."""
+
+    def __init__(self, host: str, port: int, collector: PoolCollector) -> None:
+        registry = CollectorRegistry()
+        registry.register(collector)
+        try:
+            self._server, self._thread = start_http_server(port, host, registry)
+        except OSError as error:
+            raise InvalidRequest(
+                f"cannot serve metrics on {host}:{port} ({error}): choose another --metrics-address, or `off`"
+            ) from error
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,160 @@
+"""The gRPC edge: requests checked and turned into the pool's words, answers and errors turned back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import grpc
+
+from vatt.errors import InvalidRequest, VattError
+from vatt.protocol import MAX_PAGES_PER_LEASE, MAX_RUNS_PER_MESSAGE
+from vatt.v1 import vatt_pb2 as pb
+from vatt.v1 import vatt_pb2_grpc
+from vattd.handles import parse_run
+from vattd.ledger import PageRun
+from vattd.policy import Purpose, Wish
+from vattd.pool import Pool
+from vattd.sessions import Sessions
+from vattd.status_codes import abort
+from vattention.vmm.driver import Device, HandleKind, PhysicalDriver
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+MAX_WAIT_S = 3600.0
+MAX_REQUEST_ID = 64
+_PURPOSES = {pb.LEASE_PURPOSE_ADMIT: Purpose.ADMIT, pb.LEASE_PURPOSE_GROW: Purpose.GROW}
+_KINDS = {HandleKind.POSIX_FD: pb.HANDLE_KIND_POSIX_FD, HandleKind.SLAB_FD: pb.HANDLE_KIND_SLAB_FD}
+
+
+def rpc(
+    method: Callable[[Any, Request, Context], Awaitable[Response]],
+) -> Callable[[Any, Request, Context], Awaitable[Response]]:
+    """One call's boundary: our errors go to the caller; anything else is a bug of ours, told as INTERNAL and logged."""
+
+    @wraps(method)
+    async def call(self: Any, request: Request, context: Context) -> Response:
+        try:
+            return await method(self, request, context)
+        except VattError as error:
+            await abort(context, error)
+        except Exception as error:
+            log.exception("%s failed", method.__name__)
+            await abort(context, VattError(f"{method.__name__} failed in vattd: {error}"))
+
+    return call
+
+
+def device_message(device: Device) -> pb.Device:
+    return pb.Device(backend=device.backend, uuid=device.uuid, name=device.name)
+
+
+class EngineService(vatt_pb2_grpc.EngineServiceServicer):
+    """What engines call. It has no admin method."""
+
+    def __init__(self, sessions: Sessions, pool: Pool, driver: PhysicalDriver, incarnation: int) -> None:
+        self._sessions, self._pool, self._driver, self._incarnation = sessions, pool, driver, incarnation
+
+    async def Attach(  # noqa: N802 - gRPC's names
+        self, request: pb.AttachRequest, context: Context
+    ) -> AsyncIterator[pb.AttachResponse]:
+        try:
+            session = self._sessions.attach(request, time.time())
+        except VattError as error:
+            await abort(context, error)
+        mailbox = session.mailbox
+        try:
+            yield pb.AttachResponse(
+                attached=pb.Attached(
+                    key=pb.SessionKey(session_id=session.session_id, secret=session.secret),
+                    protocol_version=session.protocol_version,
+                    incarnation=self._incarnation,
+                    device=device_message(self._driver.device),
+                    page_size_bytes=self._driver.page_size_bytes,
+                    max_pages_per_lease=MAX_PAGES_PER_LEASE,
+                    max_runs_per_message=MAX_RUNS_PER_MESSAGE,
+                )
+            )
+            async for notice in mailbox.notices():
+                yield pb.AttachResponse(notice=notice)
+        finally:
+            if session.mailbox is mailbox:  # else a later stream has taken over
+                self._sessions.fence(session)
+
+    @rpc
+    async def LeasePages(self, request: pb.LeasePagesRequest, context: Context) -> pb.LeasePagesResponse:  # noqa: N802
+        session = self._sessions.find(request.key)
+        session.check_not_fenced()
+        wish = _parse_wish(session.session_id, request, asyncio.get_running_loop().time())
+        runs = await self._pool.lease(wish)
+        return pb.LeasePagesResponse(runs=[self._leased(run) for run in runs])
+
+    @rpc
+    async def CancelLease(self, request: pb.CancelLeaseRequest, context: Context) -> pb.CancelLeaseResponse:  # noqa: N802
+        session = self._sessions.find(request.key)
+        _check_request_id(request.request_id)
+        return pb.CancelLeaseResponse(returned_pages=self._pool.cancel(session.session_id, request.request_id))
+
+    @rpc
+    async def ReturnPages(self, request: pb.ReturnPagesRequest, context: Context) -> pb.ReturnPagesResponse:  # noqa: N802
+        session = self._sessions.find(request.key)
+        if len(request.runs) > MAX_RUNS_PER_MESSAGE:
+            raise InvalidRequest(f"at most {MAX_RUNS_PER_MESSAGE} runs at a time, not {len(request.runs)}")
+        runs = [parse_run(run) for run in request.runs]
+        return pb.ReturnPagesResponse(returned_pages=self._pool.give_back(session.session_id, runs))
+
+    @rpc
+    async def ReportUsage(self, request: pb.ReportUsageRequest, context: Context) -> pb.ReportUsageResponse:  # noqa: N802
+        session = self._sessions.find(request.key)
+        self._pool.ledger.report_usage(session.session_id, request.mapped_pages)
+        return pb.ReportUsageResponse()
+
+    @rpc
+    async def Detach(self, request: pb.DetachRequest, context: Context) -> pb.DetachResponse:  # noqa: N802
+        session = self._sessions.find(request.key)
+        return pb.DetachResponse(returned_pages=self._sessions.end(session, unmapped=True, cause="it detached"))
+
+    def _leased(self, run: PageRun) -> pb.LeasedRun:
+        placement = self._driver.placement(run.extent)
+        return pb.LeasedRun(
+            run=pb.PageRun(first_page_id=run.extent.first, page_count=run.extent.page_count, generation=run.generation),
+            kind=_KINDS[placement.kind],
+            offset_bytes=placement.offset_bytes,
+        )
+
+
+def _check_request_id(request_id: str) -> None:
+    if not 1 <= len(request_id) <= MAX_REQUEST_ID:
+        raise InvalidRequest(f"a request_id has 1 to {MAX_REQUEST_ID} characters")
+
+
+def _parse_wish(session_id: str, request: pb.LeasePagesRequest, now_s: float) -> Wish:
+    _check_request_id(request.request_id)
+    if not 1 <= request.page_count <= MAX_PAGES_PER_LEASE:
+        raise InvalidRequest(f"lease 1 to {MAX_PAGES_PER_LEASE} pages at a time, not {request.page_count}")
+    if not 0 <= request.min_page_count <= request.page_count:
+        raise InvalidRequest(f"min_page_count is 0 to page_count, not {request.min_page_count}")
+    purpose = _PURPOSES.get(request.purpose)
+    if purpose is None:
+        raise InvalidRequest("purpose is ADMIT or GROW")
+    wait_s = request.wait.seconds + request.wait.nanos / 1e9
+    if not 0 <= wait_s <= MAX_WAIT_S:
+        raise InvalidRequest(f"wait is 0 to {MAX_WAIT_S:.0f} s, not {wait_s}")
+    if wait_s and purpose is Purpose.GROW:
+        raise InvalidRequest("a GROW never waits: it is granted or refused at once")
+    return Wish(
+        session_id=session_id,
+        request_id=request.request_id,
+        page_count=request.page_count,
+        min_page_count=request.min_page_count or request.page_count,
+        purpose=purpose,
+        deadline_s=now_s + wait_s,
+    )

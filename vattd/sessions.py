@@ -1,0 +1,193 @@
+"""Sessions: attached engine processes, from the token to the process's exit."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from vatt.errors import (
+    InvalidRequest,
+    SessionFenced,
+    SessionUnknown,
+    TokenRefused,
+    VersionUnsupported,
+)
+from vatt.protocol import MAX_VERSION, MIN_VERSION
+from vatt.v1 import vatt_pb2 as pb
+from vattd.handles import HandleConnection
+from vattd.ledger import PageRun
+from vattd.mailbox import Mailbox
+from vattd.peer import Peer
+from vattd.pool import Pool
+
+log = logging.getLogger(__name__)
+
+_TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+MAX_CLIENT_NAME = 256
+
+
+@dataclass(slots=True, eq=False)
+class EngineSession:
+    """One attached process. It ends when the process does, or by its own Detach; never by a timer."""
+
+    session_id: str
+    secret: bytes
+    tenant: str
+    peer: Peer
+    client_name: str
+    attach_time_s: float
+    protocol_version: int
+    pool: Pool
+    connection: HandleConnection
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    fenced: bool = False
+
+    async def pull(self, runs: list[PageRun]) -> list[int]:
+        """The handle socket's side: new file descriptors of pages that this session leases."""
+        self.check_not_fenced()
+        return await self.pool.export(self.session_id, runs)
+
+    def check_not_fenced(self) -> None:
+        if self.fenced:
+            raise SessionFenced(f"session {self.session_id}: its stream broke; re-attach to go on")
+
+
+class Sessions:
+    """All sessions, and the connections whose token is still good."""
+
+    def __init__(self, pool: Pool, incarnation: int) -> None:
+        self._pool = pool
+        self._incarnation = incarnation
+        self._waiting: dict[bytes, HandleConnection] = {}
+        self._sessions: dict[str, EngineSession] = {}
+        self._opened = 0
+
+    def __iter__(self) -> Iterator[EngineSession]:
+        return iter(list(self._sessions.values()))
+
+    # The handle socket's side
+
+    def welcome(self, connection: HandleConnection) -> None:
+        """Hand out the connection's token."""
+        self._waiting[connection.token] = connection
+        connection.welcome(self._incarnation)
+
+    def disconnected(self, connection: HandleConnection) -> None:
+        """A connection closed. A session whose process lives is fenced by it, since it can pull no more handles."""
+        self._waiting.pop(connection.token, None)
+        source = connection.source
+        if isinstance(source, EngineSession) and source.connection is connection:
+            self.fence(source)
+
+    # The engine service's side
+
+    def attach(self, request: pb.AttachRequest, now_s: float) -> EngineSession:
+        """A session for the process that the token was handed to: a new one, or the one to resume.
+
+        Raises InvalidRequest, VersionUnsupported, TokenRefused, TenantDenied, SessionUnknown.
+        """
+        version = _common_version(request)
+        if not _TENANT_NAME.fullmatch(request.tenant):
+            raise InvalidRequest(
+                f"{request.tenant!r} is not a tenant's name: 1 to 63 of a-z, 0-9, '-', '_' and '.', "
+                "starting with a letter or a digit"
+            )
+        if len(request.client_name) > MAX_CLIENT_NAME:
+            raise InvalidRequest(f"client_name holds at most {MAX_CLIENT_NAME} characters")
+        connection = self._waiting.get(bytes(request.token))
+        if connection is None:
+            raise TokenRefused("not a token of this vattd, or used already: connect to the handle socket anew")
+        if request.HasField("resume"):
+            session = self._resume(request, connection)
+        else:
+            session = self._open(request, connection, version, now_s)
+        del self._waiting[connection.token]  # good once
+        return session
+
+    def find(self, key: pb.SessionKey) -> EngineSession:
+        """Raises SessionUnknown, whether the id or the secret is wrong."""
+        session = self._sessions.get(key.session_id)
+        if session is None or not hmac.compare_digest(session.secret, key.secret):
+            raise SessionUnknown(f"no session {key.session_id!r} with this secret: attach again")
+        return session
+
+    def fence(self, session: EngineSession) -> None:
+        """The session keeps its pages and gets no new ones until it re-attaches."""
+        if session.session_id in self._sessions and not session.fenced and not session.peer.has_exited():
+            session.fenced = True
+            log.info("session %s fenced: its stream broke and its process lives", session.session_id)
+
+    def end(self, session: EngineSession, *, unmapped: bool, cause: str) -> int:
+        """Forget a session and take its pages back. Returns how many there were."""
+        if self._sessions.pop(session.session_id, None) is None:
+            return 0
+        page_count = self._pool.end_session(session.session_id, unmapped=unmapped)
+        asyncio.get_running_loop().remove_reader(session.peer.pidfd)
+        session.peer.close()
+        session.mailbox.close()
+        session.connection.close()
+        log.info("session %s of %s ended (%s): %d pages back", session.session_id, session.tenant, cause, page_count)
+        return page_count
+
+    def tell_all(self, notice: pb.Notice) -> None:
+        for session in self._sessions.values():
+            session.mailbox.put(notice)
+
+    def close(self) -> None:
+        """End every stream; engines keep their pages."""
+        for session in self._sessions.values():
+            session.mailbox.close()
+
+    def _open(
+        self, request: pb.AttachRequest, connection: HandleConnection, version: int, now_s: float
+    ) -> EngineSession:
+        session = EngineSession(
+            session_id=f"{connection.peer.pid}-{self._opened + 1}",
+            secret=secrets.token_bytes(16),
+            tenant=request.tenant,
+            peer=connection.peer,
+            client_name=request.client_name,
+            attach_time_s=now_s,
+            protocol_version=version,
+            pool=self._pool,
+            connection=connection,
+        )
+        self._pool.open_session(session.session_id, session.tenant, session.peer.uid)
+        self._opened += 1
+        connection.attach(session)
+        self._sessions[session.session_id] = session
+        asyncio.get_running_loop().add_reader(session.peer.pidfd, self._exited, session)
+        log.info("session %s of %s attached: pid %d", session.session_id, session.tenant, session.peer.pid)
+        return session
+
+    def _resume(self, request: pb.AttachRequest, connection: HandleConnection) -> EngineSession:
+        session = self.find(request.resume)
+        # While the session's pidfd says that its process lives, the pid cannot be another's.
+        if session.peer.has_exited() or session.peer.pid != connection.peer.pid or session.tenant != request.tenant:
+            raise SessionUnknown(f"session {session.session_id} is another process's or another tenant's")
+        old_connection, old_mailbox = session.connection, session.mailbox
+        connection.peer.close()  # the session has its own pidfd of this process
+        connection.attach(session)
+        session.connection, session.mailbox, session.fenced = connection, Mailbox(), False
+        old_mailbox.close()
+        old_connection.close()
+        log.info("session %s re-attached", session.session_id)
+        return session
+
+    def _exited(self, session: EngineSession) -> None:
+        self.end(session, unmapped=False, cause="its process exited")
+
+
+def _common_version(request: pb.AttachRequest) -> int:
+    version = min(request.max_protocol_version, MAX_VERSION)
+    if version < max(request.min_protocol_version, MIN_VERSION):
+        raise VersionUnsupported(
+            f"the client speaks versions {request.min_protocol_version} to {request.max_protocol_version} of the wire, "
+            f"this vattd {MIN_VERSION} to {MAX_VERSION}: update the older of the two"
+        )
+    return version

@@ -1,0 +1,227 @@
+"""The stock: every page of the pool by state, and the ids that pages may take.
+
+Ids are dealt by zone. Where memory may pass from tenant to tenant (CUDA, after a scrub) all tenants share one zone;
+where it may not (host: a tenant's pages are its slab's) every tenant has its own, and only capacity moves: pages are
+destroyed in one zone and created in another.
+
+A driver call is recorded before and after it: `begin_*` takes pages out of a lendable state, then `finish_*` or
+`fail_*` puts them into the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from vatt.errors import InvalidRequest
+from vatt.pages import MAX_ZONES, ZONE_PAGES, Extent, FreeExtents, LedgerBug, page_count_of
+from vattd.snapshot import PageState
+
+
+@dataclass(slots=True, eq=False)
+class Zone:
+    """Pages whose ids are places beside each other, and nobody else's."""
+
+    number: int
+    clean: FreeExtents = field(default_factory=FreeExtents)
+    destroyed: FreeExtents = field(default_factory=FreeExtents)  # ids that may be backed again
+    next_index: int = 0  # from here on, ids were never used
+
+    def take_ids(self, page_count: int) -> list[Extent]:
+        """Ids for new pages: used ones first, since a dense zone makes long runs."""
+        extents = self.destroyed.take(page_count)
+        missing = page_count - page_count_of(extents)
+        if missing:
+            if self.next_index + missing > ZONE_PAGES:
+                raise LedgerBug(f"zone {self.number} is used up")
+            extents.append(Extent(self.number * ZONE_PAGES + self.next_index, missing))
+            self.next_index += missing
+        return extents
+
+
+@dataclass(slots=True, eq=False)
+class Shelf:
+    """One tenant's part of the stock: its zone, and the idle pages that hold its data."""
+
+    zone: Zone
+    dirty: FreeExtents = field(default_factory=FreeExtents)
+
+    @property
+    def ready_pages(self) -> int:
+        """Pages that can be lent to the tenant this instant."""
+        return self.dirty.page_count + self.zone.clean.page_count
+
+
+class Stock:
+    """Every page of the pool that is not lent, by state, and how many are.
+
+    Invariant: each page is in one of the sets below, or lent, or unbacked (then it has no id); so `lent_pages` and the
+    sets never sum to more than `max_pages`. An operation that raises has changed nothing.
+    """
+
+    def __init__(self, max_pages: int, *, shares_zone: bool) -> None:
+        self.max_pages = max_pages
+        self.shares_zone = shares_zone
+        self.lent_pages = 0
+        self.created_total = self.scrubbed_total = self.destroyed_total = 0
+        # The shared zone; else a zone for pages made ahead, which becomes that of the first tenant that comes.
+        self._spare: Zone | None = Zone(0)
+        self._zones: dict[int, Zone] = {0: self._spare}
+        self._last_zone = 0
+        self._shelves: list[Shelf] = []
+        self._fresh = FreeExtents()  # created, and nobody vouches for their content
+        self._creating = FreeExtents()
+        self._scrubbing = FreeExtents()
+        self._destroying = FreeExtents()
+        self._quarantined = FreeExtents()  # to be destroyed
+        self._broken = FreeExtents()  # the driver refused to scrub or destroy them: quarantined for good
+
+    def open_shelf(self) -> Shelf:
+        """A place for one more tenant. Raises InvalidRequest if there have been too many."""
+        shelf = Shelf(self._spare if self._spare is not None else self._new_zone())
+        if not self.shares_zone:
+            self._spare = None
+        self._shelves.append(shelf)
+        return shelf
+
+    # Lending
+
+    def lend(self, shelf: Shelf, page_count: int) -> list[Extent]:
+        """Take ready pages in few runs: one run if there is one, the tenant's own dirty pages first."""
+        if page_count > shelf.ready_pages:
+            raise LedgerBug(f"{page_count} pages asked of {shelf.ready_pages}")
+        run = shelf.dirty.take_run(page_count) or shelf.zone.clean.take_run(page_count)
+        extents = [run] if run is not None else shelf.dirty.take(page_count)
+        extents += shelf.zone.clean.take(page_count - page_count_of(extents))
+        self.lent_pages += page_count
+        return extents
+
+    def take_back(self, shelf: Shelf, extents: Iterable[Extent]) -> None:
+        """Lent pages that nothing maps any more."""
+        for extent in extents:
+            shelf.dirty.give_back(extent)
+            self.lent_pages -= extent.page_count
+
+    def quarantine(self, extents: Iterable[Extent]) -> None:
+        """Lent pages whose holder died: a forked child may still reach them, so they are destroyed, not lent on."""
+        for extent in extents:
+            self._quarantined.give_back(extent)
+            self.lent_pages -= extent.page_count
+
+    # Creating
+
+    def begin_create(self, shelf: Shelf | None, page_count: int) -> list[Extent]:
+        """Up to `page_count` unbacked pages, for a tenant or (None) ahead of any tenant; none if neither can be."""
+        zone = self._spare if shelf is None else shelf.zone
+        page_count = min(page_count, self.unbacked_pages)
+        if zone is None or page_count < 1:
+            return []
+        return _enter(self._creating, zone.take_ids(page_count))
+
+    def finish_create(self, extent: Extent, *, clean: bool) -> None:
+        self._creating.remove(extent)
+        (self._zones[extent.zone].clean if clean else self._fresh).give_back(extent)
+        self.created_total += extent.page_count
+
+    def fail_create(self, extent: Extent) -> None:
+        self._creating.remove(extent)
+        self._zones[extent.zone].destroyed.give_back(extent)
+
+    # Scrubbing
+
+    def begin_scrub(self, shelf: Shelf | None, page_count: int) -> list[Extent]:
+        """Up to `page_count` idle pages that `shelf` could have once they are zeros.
+
+        Fresh ones first, and without a shelf only those; then, where pages may pass on, other tenants' dirty ones.
+        """
+        extents = self._fresh.take(page_count)
+        if shelf is not None and self.shares_zone:
+            for other in self._by_idle_pages(without=shelf):
+                extents += other.dirty.take(page_count - page_count_of(extents))
+        return _enter(self._scrubbing, extents)
+
+    def finish_scrub(self, extent: Extent) -> None:
+        self._scrubbing.remove(extent)
+        self._zones[extent.zone].clean.give_back(extent)
+        self.scrubbed_total += extent.page_count
+
+    def fail_scrub(self, extent: Extent) -> None:
+        self._scrubbing.remove(extent)
+        self._broken.give_back(extent)
+
+    # Destroying
+
+    def begin_destroy_idle(self, page_count: int, *, among: Iterable[Shelf]) -> list[Extent]:
+        """Up to `page_count` idle pages of these shelves only, from those with most of them first."""
+        chosen = sorted(among, key=lambda shelf: -shelf.ready_pages)
+        shared = {id(shelf.zone) for shelf in self._shelves if shelf not in chosen}
+        extents: list[Extent] = []
+        for shelf in chosen:
+            for source in (shelf.dirty,) if id(shelf.zone) in shared else (shelf.dirty, shelf.zone.clean):
+                extents += source.take(page_count - page_count_of(extents))
+        return _enter(self._destroying, extents)
+
+    def begin_destroy_for(self, shelf: Shelf, page_count: int) -> list[Extent]:
+        """Up to `page_count` idle pages of other tenants, so that their capacity can be created for this one."""
+        if self.shares_zone:
+            return []  # begin_scrub passes the pages themselves on
+        return self.begin_destroy_idle(page_count, among=[other for other in self._shelves if other is not shelf])
+
+    def begin_destroy_quarantined(self, page_count: int) -> list[Extent]:
+        return _enter(self._destroying, self._quarantined.take(page_count))
+
+    def finish_destroy(self, extent: Extent, *, retire: bool) -> None:
+        """`retire`: never use these ids again, since somebody may still map their place (host, after a death)."""
+        self._destroying.remove(extent)
+        if not retire:
+            self._zones[extent.zone].destroyed.give_back(extent)
+        self.destroyed_total += extent.page_count
+
+    def fail_destroy(self, extent: Extent) -> None:
+        self._destroying.remove(extent)
+        self._broken.give_back(extent)
+
+    # Reading
+
+    @property
+    def unbacked_pages(self) -> int:
+        return self.pages_by_state[PageState.UNBACKED]
+
+    @property
+    def backed_pages(self) -> int:
+        """Pages with memory behind them, or on their way there or back."""
+        return self.max_pages - self.unbacked_pages
+
+    def shelf_to_stock_up(self) -> Shelf | None:
+        """Where to put pages made ahead of need: ahead of any tenant (None) while that can be, else a bare shelf."""
+        return None if self._spare is not None else min(self._shelves, key=lambda shelf: shelf.ready_pages)
+
+    @property
+    def pages_by_state(self) -> Mapping[PageState, int]:
+        counts = {
+            PageState.CREATING: self._creating.page_count,
+            PageState.CLEAN: sum(zone.clean.page_count for zone in self._zones.values()),
+            PageState.LEASED: self.lent_pages,
+            PageState.DIRTY: self._fresh.page_count + sum(shelf.dirty.page_count for shelf in self._shelves),
+            PageState.SCRUBBING: self._scrubbing.page_count,
+            PageState.DESTROYING: self._destroying.page_count,
+            PageState.QUARANTINED: self._quarantined.page_count + self._broken.page_count,
+        }
+        return {PageState.UNBACKED: self.max_pages - sum(counts.values()), **counts}
+
+    def _by_idle_pages(self, *, without: Shelf) -> list[Shelf]:
+        others = (shelf for shelf in self._shelves if shelf is not without)
+        return sorted(others, key=lambda shelf: -shelf.dirty.page_count)
+
+    def _new_zone(self) -> Zone:
+        if self._last_zone + 1 >= MAX_ZONES:
+            raise InvalidRequest(f"this vattd has seen {MAX_ZONES} tenants, the most it can: restart it")
+        self._last_zone += 1
+        zone = self._zones[self._last_zone] = Zone(self._last_zone)
+        return zone
+
+
+def _enter(state: FreeExtents, extents: list[Extent]) -> list[Extent]:
+    for extent in extents:
+        state.give_back(extent)
+    return extents
