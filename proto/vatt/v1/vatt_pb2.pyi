@@ -59,12 +59,7 @@ class _HandleKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HandleKind
     """
 
 class HandleKind(_HandleKind, metaclass=_HandleKindEnumTypeWrapper):
-    """---------------------------------------------------------------------------------------------------------------------
-    Pages
-    ---------------------------------------------------------------------------------------------------------------------
-
-    How a page's memory travels to another process.
-    """
+    """How a page's memory travels to another process."""
 
 HANDLE_KIND_UNSPECIFIED: HandleKind.ValueType  # 0
 HANDLE_KIND_POSIX_FD: HandleKind.ValueType  # 1
@@ -574,9 +569,7 @@ Global___DetachResponse: _TypeAlias = DetachResponse  # noqa: Y015
 
 @_typing.final
 class HandleWelcome(_message.Message):
-    """---------------------------------------------------------------------------------------------------------------------
-    The handle socket: one serialized message a packet, at most 16 KiB
-    ---------------------------------------------------------------------------------------------------------------------
+    """The handle socket carries the Handle* messages: one serialized message a packet, at most 16 KiB.
 
     vattd's first packet. Holding the connection open keeps the token good.
     If vattd refuses the peer, `error` is set, the rest is empty, and the connection closes.

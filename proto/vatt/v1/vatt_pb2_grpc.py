@@ -26,10 +26,7 @@ if _version_not_supported:
 
 
 class EngineServiceStub:
-    """---------------------------------------------------------------------------------------------------------------------
-    Engines
-    ---------------------------------------------------------------------------------------------------------------------
-
+    """What engines call.
     """
 
     def __init__(self, channel):
@@ -71,10 +68,7 @@ class EngineServiceStub:
 
 
 class EngineServiceServicer:
-    """---------------------------------------------------------------------------------------------------------------------
-    Engines
-    ---------------------------------------------------------------------------------------------------------------------
-
+    """What engines call.
     """
 
     def Attach(self, request, context):
@@ -93,7 +87,7 @@ class EngineServiceServicer:
         returned or cancelled since.
         Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
         be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others), FAILED_PRECONDITION
-        (SESSION_FENCED: re-attach first), ABORTED (CANCELLED: CancelLease came before the answer).
+        (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,10 +168,7 @@ def add_EngineServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EngineService:
-    """---------------------------------------------------------------------------------------------------------------------
-    Engines
-    ---------------------------------------------------------------------------------------------------------------------
-
+    """What engines call.
     """
 
     @staticmethod
@@ -344,10 +335,7 @@ class EngineService:
 
 
 class AdminServiceStub:
-    """---------------------------------------------------------------------------------------------------------------------
-    Operators
-    ---------------------------------------------------------------------------------------------------------------------
-
+    """What operators see.
     """
 
     def __init__(self, channel):
@@ -364,10 +352,7 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """---------------------------------------------------------------------------------------------------------------------
-    Operators
-    ---------------------------------------------------------------------------------------------------------------------
-
+    """What operators see.
     """
 
     def GetStatus(self, request, context):
@@ -394,10 +379,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """---------------------------------------------------------------------------------------------------------------------
-    Operators
-    ---------------------------------------------------------------------------------------------------------------------
-
+    """What operators see.
     """
 
     @staticmethod

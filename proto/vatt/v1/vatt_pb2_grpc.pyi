@@ -50,10 +50,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EngineServiceStub:
-    """---------------------------------------------------------------------------------------------------------------------
-    Engines
-    ---------------------------------------------------------------------------------------------------------------------
-    """
+    """What engines call."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -71,7 +68,7 @@ class EngineServiceStub:
     returned or cancelled since.
     Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
     be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others), FAILED_PRECONDITION
-    (SESSION_FENCED: re-attach first), ABORTED (CANCELLED: CancelLease came before the answer).
+    (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
     """
     CancelLease: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.CancelLeaseRequest, _vatt_pb2.CancelLeaseResponse]
     """Takes back a lease whose answer was lost: pages granted to `request_id` and not returned since come back, and if
@@ -92,10 +89,7 @@ class EngineServiceStub:
 
 @_typing.type_check_only
 class EngineServiceAsyncStub(EngineServiceStub):
-    """---------------------------------------------------------------------------------------------------------------------
-    Engines
-    ---------------------------------------------------------------------------------------------------------------------
-    """
+    """What engines call."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attach: _aio.UnaryStreamMultiCallable[_vatt_pb2.AttachRequest, _vatt_pb2.AttachResponse]  # type: ignore[assignment]
@@ -110,7 +104,7 @@ class EngineServiceAsyncStub(EngineServiceStub):
     returned or cancelled since.
     Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
     be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others), FAILED_PRECONDITION
-    (SESSION_FENCED: re-attach first), ABORTED (CANCELLED: CancelLease came before the answer).
+    (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
     """
     CancelLease: _aio.UnaryUnaryMultiCallable[_vatt_pb2.CancelLeaseRequest, _vatt_pb2.CancelLeaseResponse]  # type: ignore[assignment]
     """Takes back a lease whose answer was lost: pages granted to `request_id` and not returned since come back, and if
@@ -130,10 +124,7 @@ class EngineServiceAsyncStub(EngineServiceStub):
     """Ends the session and returns every page it holds. The caller says by this that none of them is mapped any more."""
 
 class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
-    """---------------------------------------------------------------------------------------------------------------------
-    Engines
-    ---------------------------------------------------------------------------------------------------------------------
-    """
+    """What engines call."""
 
     @_abc_1.abstractmethod
     def Attach(
@@ -158,7 +149,7 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         returned or cancelled since.
         Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
         be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others), FAILED_PRECONDITION
-        (SESSION_FENCED: re-attach first), ABORTED (CANCELLED: CancelLease came before the answer).
+        (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
         """
 
     @_abc_1.abstractmethod
@@ -204,10 +195,7 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_EngineServiceServicer_to_server(servicer: EngineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class AdminServiceStub:
-    """---------------------------------------------------------------------------------------------------------------------
-    Operators
-    ---------------------------------------------------------------------------------------------------------------------
-    """
+    """What operators see."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -218,20 +206,14 @@ class AdminServiceStub:
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """---------------------------------------------------------------------------------------------------------------------
-    Operators
-    ---------------------------------------------------------------------------------------------------------------------
-    """
+    """What operators see."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_vatt_pb2.GetStatusRequest, _vatt_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Everything about this vattd at one instant: all numbers agree with each other."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """---------------------------------------------------------------------------------------------------------------------
-    Operators
-    ---------------------------------------------------------------------------------------------------------------------
-    """
+    """What operators see."""
 
     @_abc_1.abstractmethod
     def GetStatus(

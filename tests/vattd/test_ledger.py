@@ -1,0 +1,235 @@
+"""The ledger under random lives of tenants and sessions, against plain sets as the oracle."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from vatt.errors import InvalidRequest, LeaseCancelled, LimitExceeded, PoolExhausted, SessionUnknown, TenantDenied
+from vatt.pages import Extent
+from vattd.ledger import Ledger, PageRun
+from vattd.snapshot import PageState
+from vattd.stock import Stock
+
+MAX_PAGES = 40
+TENANTS = ("a", "b", "c")
+UID = 1000
+
+
+def make_ledger(*, shares_zone: bool, max_pages: int = MAX_PAGES) -> Ledger:
+    return Ledger(Stock(max_pages, shares_zone=shares_zone), page_size_bytes=4096, incarnation=7)
+
+
+def stock_up(ledger: Ledger, session_id: str, page_count: int) -> None:
+    """Clean pages for a session's tenant."""
+    for extent in ledger.stock.begin_create(ledger.shelf(session_id), page_count):
+        ledger.stock.finish_create(extent, clean=True)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """The oracle knows which pages each session holds, and whose data each page last held (None: zeros or unbacked)."""
+
+    sessions: Bundle[str] = Bundle("sessions")
+    old_runs: Bundle[PageRun] = Bundle("old_runs")
+
+    @initialize(shares_zone=st.booleans())
+    def start(self, shares_zone: bool) -> None:
+        self.ledger = make_ledger(shares_zone=shares_zone)
+        self.held: dict[str, set[int]] = {}
+        self.tenant_of: dict[str, str] = {}
+        self.data_of: dict[int, str] = {}
+        self.generations: set[int] = set()
+        self.count = 0
+
+    @rule(target=sessions, tenant=st.sampled_from(TENANTS))
+    def attach(self, tenant: str) -> str:
+        self.count += 1
+        session_id = f"s{self.count}"
+        self.ledger.open_session(session_id, tenant, UID)
+        self.held[session_id], self.tenant_of[session_id] = set(), tenant
+        return session_id
+
+    @rule(target=old_runs, session_id=sessions, page_count=st.integers(1, 50), fewest=st.integers(1, 50))
+    def lease(self, session_id: str, page_count: int, fewest: int) -> PageRun:
+        fewest = min(fewest, page_count)
+        self.count += 1
+        before = self.ledger.snapshot()
+        try:
+            runs = self.ledger.lease(session_id, f"r{self.count}", page_count, fewest)
+        except (PoolExhausted, LimitExceeded):
+            assert self.ledger.snapshot() == before
+            return PageRun(Extent(0, 1), 1)
+        pages = [page_id for run in runs for page_id in run.extent.page_ids]
+        assert fewest <= len(pages) <= page_count
+        assert len(set(pages)) == len(pages)
+        for page_id in pages:
+            assert all(page_id not in other for other in self.held.values()), "lent twice"
+            assert self.data_of.get(page_id, self.tenant_of[session_id]) == self.tenant_of[session_id], "stale data"
+            self.data_of[page_id] = self.tenant_of[session_id]
+        assert runs[0].generation not in self.generations
+        self.generations.add(runs[0].generation)
+        self.held[session_id] |= set(pages)
+        assert self.ledger.lease(session_id, f"r{self.count}", page_count, fewest) == runs, "a repeat"
+        if page_count % 5 == 0:
+            self.held[session_id] -= set(pages)
+            assert self.ledger.cancel(session_id, f"r{self.count}") == len(pages)
+            with pytest.raises(LeaseCancelled):
+                self.ledger.lease(session_id, f"r{self.count}", page_count, fewest)
+        return runs[0]
+
+    @rule(session_id=sessions, run=old_runs, skip=st.integers(0, 3))
+    def give_back(self, session_id: str, run: PageRun, skip: int) -> None:
+        """Any run by any session: only what it holds under that generation comes back, and only once."""
+        extent = run.extent if skip >= run.extent.page_count else run.extent.split(run.extent.page_count - skip)[0]
+        part = PageRun(extent, run.generation)
+        mine = self.ledger.holds(session_id, part)
+        returned = self.ledger.give_back(session_id, [part])
+        assert returned <= len(self.held[session_id] & set(extent.page_ids))
+        assert not mine or returned == extent.page_count
+        if returned == extent.page_count:
+            self.held[session_id] -= set(extent.page_ids)
+        elif returned:
+            raise AssertionError("part of a run that was only ever returned whole or by its head")
+        assert self.ledger.give_back(session_id, [part]) == 0
+
+    @rule(session_id=consumes(sessions), unmapped=st.booleans())
+    def end(self, session_id: str, unmapped: bool) -> None:
+        assert self.ledger.end_session(session_id, unmapped=unmapped) == len(self.held.pop(session_id))
+        with pytest.raises(SessionUnknown):
+            self.ledger.end_session(session_id, unmapped=unmapped)
+
+    @rule(session_id=sessions, page_count=st.integers(1, 20), fails=st.booleans(), clean=st.booleans())
+    def create(self, session_id: str, page_count: int, fails: bool, clean: bool) -> None:
+        stock = self.ledger.stock
+        unbacked = stock.unbacked_pages
+        extents = stock.begin_create(self.ledger.shelf(session_id), page_count)
+        assert sum(extent.page_count for extent in extents) == min(page_count, unbacked)
+        for extent in extents:
+            for page_id in extent.page_ids:
+                self.data_of.pop(page_id, None)
+                if not clean and not fails:
+                    self.data_of[page_id] = "unknown"
+            if fails:
+                stock.fail_create(extent)
+            else:
+                stock.finish_create(extent, clean=clean)
+
+    @rule(session_id=sessions, page_count=st.integers(1, 20), fails=st.booleans())
+    def scrub(self, session_id: str, page_count: int, fails: bool) -> None:
+        for extent in self.ledger.stock.begin_scrub(self.ledger.shelf(session_id), page_count):
+            if fails:
+                self.ledger.stock.fail_scrub(extent)
+                continue
+            self.ledger.stock.finish_scrub(extent)
+            for page_id in extent.page_ids:
+                self.data_of.pop(page_id, None)
+
+    @rule(session_id=sessions, page_count=st.integers(1, 20), kind=st.sampled_from(["quarantined", "for", "idle"]))
+    def destroy(self, session_id: str, page_count: int, kind: str) -> None:
+        stock = self.ledger.stock
+        if kind == "quarantined":
+            extents = stock.begin_destroy_quarantined(page_count)
+        elif kind == "for":
+            extents = stock.begin_destroy_for(self.ledger.shelf(session_id), page_count)
+        else:
+            extents = stock.begin_destroy_idle(page_count, among=self.ledger.idle_shelves())
+        for extent in extents:
+            assert not set(extent.page_ids) & set().union(*self.held.values()), "destroyed while it was lent"
+            stock.finish_destroy(extent, retire=kind == "quarantined" and not stock.shares_zone)
+
+    @rule(session_id=sessions, mapped=st.integers(-1, 60))
+    def report(self, session_id: str, mapped: int) -> None:
+        try:
+            self.ledger.report_usage(session_id, mapped)
+        except InvalidRequest:
+            assert not 0 <= mapped <= len(self.held[session_id])
+
+    @invariant()
+    def every_page_is_in_one_state(self) -> None:
+        if hasattr(self, "ledger"):
+            counts = self.ledger.snapshot().pages_by_state
+            assert sum(counts.values()) == MAX_PAGES
+            assert min(counts.values()) >= 0
+            assert counts[PageState.LEASED] == sum(len(pages) for pages in self.held.values())
+
+    @invariant()
+    def the_snapshot_agrees_with_itself(self) -> None:
+        if hasattr(self, "ledger"):
+            snapshot = self.ledger.snapshot()
+            leased = snapshot.pages_by_state[PageState.LEASED]
+            assert sum(session.leased_pages for session in snapshot.sessions) == leased
+            assert sum(tenant.leased_pages for tenant in snapshot.tenants) == leased
+            assert leased <= snapshot.peak_leased_pages
+            assert {s.session_id: s.leased_pages for s in snapshot.sessions} == {
+                session_id: len(pages) for session_id, pages in self.held.items()
+            }
+            mapped = sum(session.mapped_pages for session in snapshot.sessions)
+            assert mapped <= min(leased, snapshot.peak_mapped_pages)
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+
+
+def test_a_tenant_belongs_to_the_user_that_first_named_it() -> None:
+    ledger = make_ledger(shares_zone=True)
+    ledger.open_session("s1", "a", 1000)
+    with pytest.raises(TenantDenied, match="belongs to uid 1000"):
+        ledger.open_session("s2", "a", 1001)
+    assert len(ledger.snapshot().sessions) == 1
+
+
+def test_a_lease_beyond_the_pool_is_refused_for_good() -> None:
+    ledger = make_ledger(shares_zone=True)
+    ledger.open_session("s1", "a", UID)
+    with pytest.raises(LimitExceeded) as caught:
+        ledger.lease("s1", "r", MAX_PAGES + 1, MAX_PAGES + 1)
+    assert caught.value.limit_pages == MAX_PAGES
+
+
+def test_an_absurdly_long_return_is_quick_and_returns_only_what_is_held() -> None:
+    ledger = make_ledger(shares_zone=True)
+    ledger.open_session("s1", "a", UID)
+    stock_up(ledger, "s1", 4)
+    [run] = ledger.lease("s1", "r", 4, 4)
+    assert ledger.give_back("s1", [PageRun(Extent(0, 1 << 40), run.generation)]) == 4
+
+
+def test_pages_of_a_dead_session_are_lent_to_nobody_before_they_are_destroyed() -> None:
+    ledger = make_ledger(shares_zone=False)
+    for session_id in ("s1", "s2"):
+        ledger.open_session(session_id, "a", UID)
+    stock_up(ledger, "s1", 4)
+    ledger.lease("s1", "r", 4, 4)
+    ledger.end_session("s1", unmapped=False)
+    with pytest.raises(PoolExhausted):
+        ledger.lease("s2", "r", 1, 1)
+    [extent] = ledger.stock.begin_destroy_quarantined(100)
+    ledger.stock.finish_destroy(extent, retire=True)
+    [again] = ledger.stock.begin_create(ledger.shelf("s2"), 4)
+    assert not set(again.page_ids) & set(extent.page_ids), "a forked child may still map the old place"
+
+
+def test_without_a_shared_zone_each_tenant_gets_ids_of_its_own() -> None:
+    ledger = make_ledger(shares_zone=False)
+    ledger.open_session("s1", "a", UID)
+    ledger.open_session("s2", "b", UID)
+    stock_up(ledger, "s1", 2)
+    stock_up(ledger, "s2", 2)
+    zones = {ledger.lease(session_id, "r", 2, 2)[0].extent.zone for session_id in ("s1", "s2")}
+    assert len(zones) == 2
+
+
+def test_pages_made_ahead_go_to_the_first_tenant_that_comes() -> None:
+    ledger = make_ledger(shares_zone=False)
+    [extent] = ledger.stock.begin_create(None, 3)
+    ledger.stock.finish_create(extent, clean=True)
+    ledger.open_session("s1", "a", UID)
+    assert ledger.lease("s1", "r", 3, 3)[0].extent == extent
+    assert ledger.stock.begin_create(None, 3) == []
+
+
+@pytest.mark.parametrize("incarnation", [-1, 1 << 31])
+def test_an_incarnation_that_does_not_fit_a_generation_is_refused(incarnation: int) -> None:
+    with pytest.raises(ValueError, match="not a ledger"):
+        Ledger(Stock(1, shares_zone=True), page_size_bytes=4096, incarnation=incarnation)
