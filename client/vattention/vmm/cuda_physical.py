@@ -1,0 +1,112 @@
+"""Pages of GPU memory: one cuMemCreate a page, since CUDA can neither split a handle nor map a part of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from vatt.errors import DriverError
+from vatt.pages import Extent
+from vattention.vmm.cuda_call import bindings, call, call_at_close
+from vattention.vmm.cuda_device import allocation_prop, check_cuda_page_size, find_device, granularity_bytes
+from vattention.vmm.cuda_scrub import CudaScrubber
+from vattention.vmm.driver import DeviceMemory, HandleKind, Placement
+from vattention.vmm.limits import require_fds
+from vattention.vmm.nvml import NvmlMemory
+
+
+class CudaPhysical:
+    """The physical half for a GPU. It needs cuInit and no context, until something must be scrubbed.
+
+    Invariant: `_handles` holds exactly the created pages, each with the one reference that its cuMemCreate gave.
+    A release of anything else is undefined in CUDA, so no handle leaves this class.
+    """
+
+    fresh_is_zero = False  # nowhere documented, and NVIDIA's own libraries treat fresh memory as dirty
+    recycles_across_tenants = True
+
+    def __init__(self, spec: str, page_size_bytes: int | None = None, headroom_bytes: int = 0) -> None:
+        """`headroom_bytes` is taken off what `memory` calls free; creating is the driver's to refuse."""
+        self.device = find_device(spec)
+        if page_size_bytes is None:
+            page_size_bytes = granularity_bytes(self.device)
+        check_cuda_page_size(self.device, page_size_bytes)
+        self.page_size_bytes = page_size_bytes
+        self._headroom_bytes = headroom_bytes
+        self._prop = allocation_prop(self.device)
+        self._handles: dict[int, int] = {}
+        self._scrubber: CudaScrubber | None = None
+        self._nvml: NvmlMemory | None = None
+        self._closed = False
+
+    def create(self, extent: Extent) -> None:
+        if self._closed:
+            raise DriverError("used after close()", call="create")
+        if not self._handles.keys().isdisjoint(extent.page_ids):
+            raise DriverError(f"some of {extent} is created already", call="create")
+        handles: list[int] = []
+        with ExitStack() as undo:
+            undo.callback(_release_all, handles)
+            for _ in range(extent.page_count):
+                handles.append(int(call("cuMemCreate", self.page_size_bytes, self._prop, 0)))
+            undo.pop_all()
+        self._handles.update(zip(extent.page_ids, handles, strict=True))
+
+    def destroy(self, extent: Extent) -> None:
+        """A release that fails leaves the pages from there on created."""
+        for page_id, handle in zip(extent.page_ids, self._handles_of(extent, "destroy"), strict=True):
+            call("cuMemRelease", handle)
+            del self._handles[page_id]
+
+    def scrub(self, extent: Extent) -> None:
+        handles = self._handles_of(extent, "scrub")
+        if self._scrubber is None:
+            self._scrubber = CudaScrubber(self.device, self.page_size_bytes)
+        self._scrubber.zero(handles)
+
+    def placement(self, extent: Extent) -> Placement:
+        return Placement(HandleKind.POSIX_FD, self.page_size_bytes, 0)
+
+    def export(self, page_id: int) -> int:
+        (handle,) = self._handles_of(Extent(page_id, 1), "export")
+        require_fds(1)  # the driver would only say that something failed
+        posix_fd = bindings().CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+        fd = int(call("cuMemExportToShareableHandle", handle, posix_fd, 0))
+        os.set_inheritable(fd, False)
+        return fd
+
+    def memory(self) -> DeviceMemory:
+        if self._nvml is None:
+            self._nvml = NvmlMemory(self.device.uuid)
+        total_bytes, free_bytes = self._nvml.read()
+        return DeviceMemory(
+            total_bytes=total_bytes,
+            free_bytes=max(0, free_bytes - self._headroom_bytes),
+            pages_bytes=len(self._handles) * self.page_size_bytes,
+        )
+
+    def drop_zone(self, zone: int) -> None:
+        """A zone is only a name here: nothing is kept for it."""
+
+    def close(self) -> None:
+        """Engines keep what they imported: the memory itself goes when the last of them releases it."""
+        self._closed = True
+        if self._scrubber is not None:
+            self._scrubber.close()
+            self._scrubber = None
+        if self._nvml is not None:
+            self._nvml.close()
+            self._nvml = None
+        while self._handles:
+            call_at_close("cuMemRelease", self._handles.popitem()[1])
+
+    def _handles_of(self, extent: Extent, operation: str) -> list[int]:
+        if not all(page_id in self._handles for page_id in extent.page_ids):
+            raise DriverError(f"not all of {extent} is created", call=operation)
+        return [self._handles[page_id] for page_id in extent.page_ids]
+
+
+def _release_all(handles: Sequence[int]) -> None:
+    for handle in handles:
+        call("cuMemRelease", handle)

@@ -1,0 +1,123 @@
+"""The seam to the hardware: what vattd needs of a device, and what an engine needs to map its pages.
+
+Both protocols speak of page ids, which vattd's ledger deals out; each driver keeps its own table from page id to what
+its device calls a page (a `CUmemGenericAllocationHandle`, or a range of a slab). So nobody but a driver ever holds a
+device handle, and a double release, which CUDA leaves undefined, cannot be asked for.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vatt.pages import Extent
+
+
+class HandleKind(enum.Enum):
+    """How a page travels to another process."""
+
+    POSIX_FD = "posix_fd"  # CUDA: one fd a page
+    SLAB_FD = "slab_fd"  # host: one fd a slab (= a zone); a page is a range of it
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an extent's memory is behind its fd. CUDA: each page has its own fd, offset 0."""
+
+    kind: HandleKind
+    page_size_bytes: int
+    offset_bytes: int  # of the extent's first page; on the host the others follow, one page size apart
+
+    def __post_init__(self) -> None:
+        if self.page_size_bytes < 1 or self.offset_bytes < 0:
+            raise ValueError(f"not a placement: {self}")
+        if self.kind is HandleKind.POSIX_FD and self.offset_bytes != 0:
+            raise ValueError(f"a CUDA page starts at offset 0 of its handle: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that pages are made of. `uuid` is what both sides name it by: ordinals differ between processes."""
+
+    backend: str  # "cuda" or "host"
+    uuid: str  # NVML's form, GPU-xxxxxxxx-...; "host" for host memory
+    name: str
+    ordinal: int = 0  # CUDA's, in this process; 0 for the host
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """The device's memory as its owner counts it (NVML; on the host MemAvailable and the cgroup), not as we do."""
+
+    total_bytes: int
+    free_bytes: int  # what could be created now, headroom taken off
+    pages_bytes: int  # physical bytes behind our pages: the kernel's count (st_blocks of all slabs); CUDA: as created
+
+
+class PhysicalDriver(Protocol):
+    """What vattd needs of one device. Raises DriverError (and its children) and SystemLimit only.
+
+    Every call is all or nothing. Not thread-safe: vattd calls it from its one driver thread.
+    """
+
+    device: Device
+    page_size_bytes: int
+    fresh_is_zero: bool  # may a created page be lent without a scrub?
+    recycles_across_tenants: bool  # False: a page that leaves a tenant is destroyed and its bytes created elsewhere
+
+    def create(self, extent: Extent) -> None:
+        """Back the extent's pages with memory. Raises OutOfMemory, and creates none, if the device is short."""
+
+    def destroy(self, extent: Extent) -> None:
+        """Give the memory of created pages back to the device. What others still map stays charged until they unmap."""
+
+    def scrub(self, extent: Extent) -> None:
+        """Zero created pages. On return the zeros are there for whoever maps the pages next."""
+
+    def placement(self, extent: Extent) -> Placement:
+        """Where the pages are behind their fds. Arithmetic only; opens nothing."""
+
+    def export(self, page_id: int) -> int:
+        """A new fd for a created page, close-on-exec; the caller closes it. It pins the memory while open (CUDA)."""
+
+    def memory(self) -> DeviceMemory: ...
+
+    def close(self) -> None:
+        """Release every page still held and the device. Idempotent."""
+
+
+class MappingDriver(Protocol):
+    """What an engine needs of one device. Raises DriverError (and its children) and SystemLimit only.
+
+    Every call is all or nothing. Addresses are ints. Not thread-safe: the Mapper holds a lock around it.
+    """
+
+    device: Device
+    page_size_bytes: int
+
+    def reserve(self, size_bytes: int) -> int:
+        """An address range with nothing behind it, aligned to the page size; `size_bytes` is a multiple of it."""
+
+    def free(self, address: int, size_bytes: int) -> None:
+        """Undo exactly one `reserve`. Refused while anything is mapped in it."""
+
+    def missing_fds(self, extent: Extent) -> list[int]:
+        """The pages of `extent` whose fd `import_pages` needs: CUDA all, host one if the slab is new, else none."""
+
+    def import_pages(self, extent: Extent, placement: Placement, fds: Sequence[int]) -> None:
+        """Take a reference to leased pages. `fds` are those of `missing_fds`, in its order; the caller closes them."""
+
+    def release(self, extent: Extent) -> None:
+        """Drop the references. Refused while one of the pages is mapped."""
+
+    def map(self, address: int, extents: Sequence[Extent]) -> None:
+        """Map imported pages one after the other from `address`, readable and writable. Raises SystemLimit before
+        the process's mapping limit is passed. A page that is mapped, or an address that is, is refused."""
+
+    def unmap(self, address: int, size_bytes: int) -> None:
+        """Undo `map` for whole, contiguous mapped pages. The device must have stopped using them."""
+
+    def close(self) -> None:
+        """Unmap, release and free everything. Idempotent."""

@@ -1,0 +1,10 @@
+/* Primary contexts, and which one a thread works in. */
+#ifndef CUDASIM_CONTEXT_H
+#define CUDASIM_CONTEXT_H
+
+#include "process.h"
+
+/* The world's index of the current context's device, or the reason why there is none. */
+CUresult context_current_device(uint32_t *device);
+
+#endif
