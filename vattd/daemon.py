@@ -36,6 +36,7 @@ from vattd.sessions import Sessions
 from vattd.stock import Stock
 from vattention.vmm import default_device, open_physical
 from vattention.vmm.driver import PhysicalDriver
+from vattention.vmm.limits import raise_nofile_to_hard
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,11 @@ async def serve(config: Config) -> int:
             stop.set_result(status)
 
     async with AsyncExitStack() as stack:
-        driver = open_physical(config.device or default_device(), config.page_size_bytes)
+        raise_nofile_to_hard()  # a page's descriptor is open only while it travels, but many travel at once
+        device = config.device or default_device()
+        if config.device is None and device == "host":
+            log.info("no GPU that can be used here: vattd takes host memory")
+        driver = open_physical(device, config.page_size_bytes)
         stack.callback(driver.close)
         limits = _limits(config, driver)
         sockets = Sockets(config.socket_dir / driver.device.uuid)

@@ -1,0 +1,306 @@
+"""The pool between a ledger and a driver that fails: both sides stay in step, and callers are told the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from tests.vattd.fake_driver import FakeDriver
+from vatt.errors import DeviceLost, DriverError, OutOfMemory, PageNotHeld, PoolExhausted, ShuttingDown, VattError
+from vatt.pages import Extent
+from vattd.driver_thread import DriverThread
+from vattd.ledger import Ledger, PageRun
+from vattd.policy import Purpose, Wish
+from vattd.pool import Pool, PoolLimits
+from vattd.snapshot import PageState
+from vattd.stock import Stock
+
+MAX_PAGES = 64
+
+
+class Bench:
+    """A pool at work, and what it said was broken."""
+
+    def __init__(self, driver: FakeDriver, *, headroom_pages: int = 0, min_pages: int = 0) -> None:
+        self.driver = driver
+        self.broken: list[BaseException] = []
+        stock = Stock(MAX_PAGES, shares_zone=driver.recycles_across_tenants)
+        self.ledger = Ledger(stock, page_size_bytes=4096, incarnation=1)
+        self.thread = DriverThread()
+        limits = PoolLimits(min_pages * 4096, MAX_PAGES * 4096, headroom_pages * 4096)
+        self.pool = Pool(self.ledger, driver, self.thread, limits, self.broken.append)
+        self._requests = 0
+
+    def counts(self) -> dict[str, int]:
+        return {state.value: count for state, count in self.ledger.snapshot().pages_by_state.items() if count}
+
+    async def lease(self, session_id: str, page_count: int, **changes: object) -> list[PageRun]:
+        self._requests += 1
+        wish = {
+            "session_id": session_id,
+            "request_id": f"r{self._requests}",
+            "page_count": page_count,
+            "min_page_count": page_count,
+            "purpose": Purpose.GROW,
+            "deadline_s": 0.0,
+            **changes,
+        }
+        return list(await self.pool.lease(Wish(**wish)))  # type: ignore[arg-type]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def page_count_of(runs: Sequence[PageRun]) -> int:
+    return sum(run.extent.page_count for run in runs)
+
+
+def at_work(driver: FakeDriver, story: Callable[[Bench], Awaitable[None]], **limits: int) -> Bench:
+    """Run a story against a pool at work. Whatever happens in it, every page must be accounted for in the end."""
+
+    async def run() -> Bench:
+        bench = Bench(driver, **limits)
+        work = asyncio.create_task(bench.pool.run())
+        try:
+            await asyncio.wait_for(story(bench), 10)
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            bench.thread.close()
+        return bench
+
+    bench = asyncio.run(run())
+    assert sum(bench.counts().values()) == MAX_PAGES
+    return bench
+
+
+def fail_on(call: str, error: VattError, after: int = 0) -> Callable[[str, Extent], None]:
+    """Fail every call of one kind after the first few."""
+    seen = 0
+
+    def fail(name: str, extent: Extent) -> None:
+        nonlocal seen
+        if name == call:
+            seen += 1
+            if seen > after:
+                raise error
+
+    return fail
+
+
+def test_a_device_without_memory_is_told_to_the_caller_and_asked_again_later() -> None:
+    driver = FakeDriver()
+    driver.fail = fail_on("create", OutOfMemory("the device is full"))
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        with pytest.raises(OutOfMemory, match="full"):
+            await bench.lease("s", 4)
+        assert bench.counts() == {"unbacked": MAX_PAGES}
+        driver.fail = lambda call, extent: None
+        runs = await bench.lease("s", 4, purpose=Purpose.ADMIT, deadline_s=asyncio.get_running_loop().time() + 5)
+        assert page_count_of(runs) == 4
+
+    at_work(driver, story)
+
+
+def test_a_wait_is_bounded_by_its_deadline_though_the_device_stays_full() -> None:
+    driver = FakeDriver()
+    driver.fail = fail_on("create", OutOfMemory("the device is full"))
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        with pytest.raises(OutOfMemory):
+            await bench.lease("s", 4, purpose=Purpose.ADMIT, deadline_s=asyncio.get_running_loop().time() + 0.05)
+
+    at_work(driver, story)
+
+
+@pytest.mark.parametrize("call", ["destroy", "scrub"])
+def test_pages_that_the_driver_will_not_give_up_are_quarantined_for_good(call: str) -> None:
+    driver = FakeDriver(recycles=call == "scrub")
+    driver.fail = fail_on(call, DriverError("no"))
+
+    async def story(bench: Bench) -> None:
+        for session_id, tenant in (("s", "a"), ("t", "b")):
+            bench.pool.open_session(session_id, tenant, 0)
+        await bench.lease("s", MAX_PAGES)
+        bench.pool.end_session("s", unmapped=True)
+        with pytest.raises(PoolExhausted):
+            await bench.lease("t", 1)
+        assert bench.counts() == {"quarantined": MAX_PAGES}
+
+    at_work(driver, story)
+
+
+def test_fresh_pages_that_may_hold_anything_are_scrubbed_before_they_are_lent() -> None:
+    driver = FakeDriver(recycles=True, fresh_is_zero=False)
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        await bench.lease("s", 8)
+        assert driver.calls.index("scrub") > driver.calls.index("create")
+        assert bench.ledger.snapshot().scrubbed_pages_total == 8
+
+    at_work(driver, story)
+
+
+def test_another_tenants_idle_pages_are_scrubbed_where_pages_pass_on_and_replaced_where_they_do_not() -> None:
+    for recycles, expected in ((True, "scrub"), (False, "destroy")):
+        driver = FakeDriver(recycles=recycles)
+
+        async def story(bench: Bench, expected: str = expected) -> None:
+            for session_id, tenant in (("s", "a"), ("t", "b")):
+                bench.pool.open_session(session_id, tenant, 0)
+            bench.pool.give_back("s", await bench.lease("s", MAX_PAGES))
+            assert page_count_of(await bench.lease("t", MAX_PAGES)) == MAX_PAGES
+            assert expected in bench.driver.calls
+
+        assert at_work(driver, story).counts() == {"leased": MAX_PAGES}
+
+
+def test_a_lost_device_ends_lending_and_is_reported_once() -> None:
+    driver = FakeDriver()
+    driver.fail = fail_on("create", DeviceLost("an uncorrectable error"))
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        for _ in range(2):
+            with pytest.raises(DeviceLost, match="uncorrectable"):
+                await bench.lease("s", 1)
+        assert len(bench.broken) == 1
+
+    at_work(driver, story)
+
+
+def test_a_bug_of_ours_ends_lending_too() -> None:
+    driver = FakeDriver()
+
+    def bug(call: str, extent: Extent) -> None:
+        raise ZeroDivisionError("a bug")
+
+    driver.fail = bug
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        with pytest.raises(VattError, match="broken"):
+            await bench.lease("s", 1)
+        assert isinstance(bench.broken[0], ZeroDivisionError)
+
+    at_work(driver, story)
+
+
+def test_pages_returned_while_they_are_exported_are_not_handed_out() -> None:
+    driver = FakeDriver()
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        runs = await bench.lease("s", 4)
+        before = len(os.listdir("/proc/self/fd"))
+        pull = asyncio.create_task(bench.pool.export("s", runs))
+        await asyncio.sleep(0)  # the pull has been checked, and waits for the driver
+        bench.pool.give_back("s", runs)
+        with pytest.raises(PageNotHeld):
+            await pull
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    at_work(driver, story)
+
+
+def test_an_export_that_fails_half_way_leaves_no_descriptor_open() -> None:
+    driver = FakeDriver()
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        runs = await bench.lease("s", 4)
+        driver.fail = fail_on("export", DriverError("no"), after=2)
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(DriverError):
+            await bench.pool.export("s", runs)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    at_work(driver, story)
+
+
+def test_headroom_is_filled_for_who_is_attached_and_given_back_when_they_go() -> None:
+    driver = FakeDriver()
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        await bench.until(lambda: bench.counts() == {"clean": 8, "unbacked": MAX_PAGES - 8})
+        await bench.lease("s", 8)
+        await bench.until(lambda: bench.counts().get("clean") == 8)
+        bench.pool.end_session("s", unmapped=False)
+        await bench.until(lambda: bench.counts() == {"unbacked": MAX_PAGES})
+        assert not driver.created
+
+    at_work(driver, story, headroom_pages=8)
+
+
+def test_the_minimum_is_kept_when_everybody_has_gone() -> None:
+    async def story(bench: Bench) -> None:
+        await bench.until(lambda: bench.counts().get("clean") == 10)
+        bench.pool.open_session("s", "a", 0)
+        await bench.lease("s", 30)
+        bench.pool.end_session("s", unmapped=True)
+        await bench.until(lambda: bench.counts().get("unbacked") == MAX_PAGES - 10)
+        assert bench.ledger.snapshot().pages_by_state[PageState.DIRTY] <= 10
+
+    at_work(FakeDriver(), story, min_pages=10)
+
+
+def test_who_waits_when_lending_stops_is_told_why() -> None:
+    async def story(bench: Bench) -> None:
+        for session_id in ("s", "t"):
+            bench.pool.open_session(session_id, "a", 0)
+        await bench.lease("s", MAX_PAGES)
+        deadline_s = asyncio.get_running_loop().time() + 60
+        waiting = asyncio.create_task(bench.lease("t", 1, purpose=Purpose.ADMIT, deadline_s=deadline_s))
+        await bench.until(lambda: bench.pool.waiting_pages == 1)
+        bench.pool.stop_lending(ShuttingDown("bye"))
+        with pytest.raises(ShuttingDown):
+            await waiting
+        with pytest.raises(ShuttingDown):
+            await bench.lease("s", 1)
+
+    at_work(FakeDriver(), story)
+
+
+def test_a_repeat_of_a_waiting_request_gets_the_same_answer() -> None:
+    async def story(bench: Bench) -> None:
+        for session_id in ("s", "t"):
+            bench.pool.open_session(session_id, "a", 0)
+        await bench.lease("s", MAX_PAGES)
+        again = {"request_id": "same", "purpose": Purpose.ADMIT, "deadline_s": asyncio.get_running_loop().time() + 60}
+        first = asyncio.create_task(bench.lease("t", 2, **again))
+        await bench.until(lambda: bench.pool.waiting_pages == 2)
+        second = asyncio.create_task(bench.lease("t", 2, **again))
+        await asyncio.sleep(0)
+        first.cancel()  # its caller went away; the repeat still wants the pages
+        await asyncio.sleep(0)
+        bench.pool.end_session("s", unmapped=True)
+        assert page_count_of(await second) == 2
+
+    at_work(FakeDriver(), story)
+
+
+def test_a_running_request_goes_ahead_of_new_ones_that_wait() -> None:
+    async def story(bench: Bench) -> None:
+        for session_id in ("s", "t"):
+            bench.pool.open_session(session_id, "a", 0)
+        await bench.lease("s", MAX_PAGES - 2)
+        late_s = asyncio.get_running_loop().time() + 60
+        large = asyncio.create_task(bench.lease("t", 40, purpose=Purpose.ADMIT, deadline_s=late_s))
+        await bench.until(lambda: bench.pool.waiting_pages == 40)
+        small = asyncio.create_task(bench.lease("t", 1, purpose=Purpose.ADMIT, deadline_s=late_s))
+        await bench.until(lambda: bench.pool.waiting_pages == 41)
+        assert page_count_of(await bench.lease("s", 2)) == 2
+        assert not small.done(), "a small wish would starve the large one ahead of it"
+        bench.pool.end_session("s", unmapped=True)
+        await asyncio.gather(large, small)
+
+    at_work(FakeDriver(), story)
