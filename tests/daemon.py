@@ -32,18 +32,24 @@ class Vattd:
         # Not pytest's tmp_path: a socket's path must stay short.
         self.socket_dir = Path(tempfile.mkdtemp(prefix="vattd-"))
         self.log_path = self.socket_dir / "vattd.log"
-        ready, ready_child = os.pipe()
-        command = [sys.executable, "-m", "vattd", "start", "--gpu", device, "--socket-dir", str(self.socket_dir)]
+        self._command = [sys.executable, "-m", "vattd", "start", "--gpu", device, "--socket-dir", str(self.socket_dir)]
         if "--metrics-address" not in arguments:
-            command += ["--metrics-address", "off"]
-        with open(ready) as answers, open(self.log_path, "wb") as log:
+            self._command += ["--metrics-address", "off"]
+        self._command += arguments
+        self._env = {**os.environ, **(env or {})}
+        self.start()
+
+    def start(self) -> None:
+        """Also after an end: the same command in the same place."""
+        ready, ready_child = os.pipe()
+        with open(ready) as answers, open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--ready-fd", str(ready_child), *arguments],
+                [*self._command, "--ready-fd", str(ready_child)],
                 pass_fds=[ready_child],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **(env or {})},
+                env=self._env,
             )
             os.close(ready_child)
             line = answers.readline()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +63,8 @@ async def serve(config: Config) -> int:
             log.info("no GPU that can be used here: vattd takes host memory")
         driver = open_physical(device, config.page_size_bytes)
         stack.callback(driver.close)
+        if config.exit_with_parent:  # the directory was made for this vattd alone; its maker may be killed
+            stack.callback(shutil.rmtree, config.socket_dir, ignore_errors=True)
         limits = _limits(config, driver)
         sockets = Sockets(config.socket_dir / driver.device.uuid)
         _make_directory(config.socket_dir)

@@ -1,0 +1,66 @@
+"""The stream that a session lives by: Attached first, then vattd's notices."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import grpc
+
+from vatt.errors import DaemonUnreachable, VattError
+from vatt.v1 import vatt_pb2, vatt_pb2_grpc
+from vattention.wire_errors import stream_ended
+
+log = logging.getLogger(__name__)
+
+
+class AttachStream:
+    """Reads the stream in a thread until it ends, and remembers how it did.
+
+    `ended` is None while the session is attached; after that it is why it is not.
+    """
+
+    def __init__(self, stub: vatt_pb2_grpc.EngineServiceStub, request: vatt_pb2.AttachRequest) -> None:
+        self.ended: VattError | None = None
+        self.last_notice: vatt_pb2.Notice | None = None
+        self._first: vatt_pb2.Attached | None = None
+        self._answered = threading.Event()
+        self._closing = False
+        self._call = stub.Attach(request)
+        self._thread = threading.Thread(target=self._read, name="vattention-attach", daemon=True)
+        self._thread.start()
+
+    def attached(self, timeout_s: float) -> vatt_pb2.Attached:
+        """The session's facts, or the error that vattd refused it with."""
+        if not self._answered.wait(timeout_s):
+            raise DaemonUnreachable(f"vattd does not answer Attach within {timeout_s:g} s: see `vattctl status`")
+        if self._first is None:
+            raise self.ended or VattError("vattd's first message was not Attached")
+        return self._first
+
+    def expect_end(self) -> None:
+        """The session is about to detach: its stream's end is no news."""
+        self._closing = True
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.expect_end()
+        self._call.cancel()
+        self._thread.join()
+
+    def _read(self) -> None:
+        error: grpc.RpcError | None = None
+        try:
+            for response in self._call:
+                if response.HasField("attached"):
+                    self._first = response.attached
+                elif response.HasField("notice"):
+                    self.last_notice = response.notice
+                    log.warning("vattd says: %s", response.notice.message)
+                self._answered.set()
+        except grpc.RpcError as broken:
+            error = broken
+        self.ended = stream_ended(error)
+        self._answered.set()
+        if not self._closing and self._first is not None:
+            log.warning("session %s is fenced: %s", self._first.key.session_id, self.ended)

@@ -1,0 +1,34 @@
+"""What the environment says, read once a connection into one frozen value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vatt.errors import InvalidRequest
+from vatt.sockets import search_dirs
+
+DAEMON_VARIABLE = "VATTENTION_DAEMON"
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConfig:
+    """Where a client looks for vattd, and whether it may start one of its own instead."""
+
+    socket_dirs: tuple[Path, ...]
+    embedded: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.socket_dirs:
+            raise InvalidRequest("no directory to look for vattd in")
+
+
+def read_config(environ: Mapping[str, str] = os.environ) -> ClientConfig:
+    """The config that VATTD_SOCKET_DIR, XDG_RUNTIME_DIR and VATTENTION_DAEMON ask for."""
+    daemon = environ.get(DAEMON_VARIABLE, "")
+    if daemon not in ("", EMBEDDED):
+        raise InvalidRequest(f"{DAEMON_VARIABLE} is {daemon!r}: it may be unset, or {EMBEDDED!r}")
+    return ClientConfig(tuple(search_dirs(environ)), embedded=daemon == EMBEDDED)

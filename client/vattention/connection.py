@@ -1,0 +1,122 @@
+"""How a session is born: the handle socket's token, redeemed by Attach."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from vatt.errors import VattError, VersionUnsupported
+from vatt.sockets import Sockets, find_daemon
+from vatt.v1 import vatt_pb2, vatt_pb2_grpc
+from vattention import embedded, fork_guard
+from vattention.attach_stream import AttachStream
+from vattention.config import ClientConfig
+from vattention.handle_socket import HandleConnection
+
+# The versions of the wire that this library speaks.
+MIN_PROTOCOL_VERSION = 1
+MAX_PROTOCOL_VERSION = 1
+ATTACH_TIMEOUT_S = 10.0
+_MAX_MESSAGE_BYTES = 16 << 20
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    # A channel of one's own: closing it closes this session's connection and nobody else's.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Repeats are ours to decide (see engine_client), and a Unix socket needs no proxy.
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who attaches."""
+
+    tenant: str
+    client_name: str
+
+
+class Connection:
+    """Both sockets of one session. `resume` replaces what broke; the session stays the same."""
+
+    def __init__(self, caller: Caller, sockets: Sockets) -> None:
+        """Raises DaemonUnreachable, TenantDenied, VersionUnsupported, and leaves nothing open."""
+        fork_guard.about_to_open_a_channel()
+        self._caller = caller
+        self._sockets = sockets
+        with ExitStack() as undo:
+            channel = grpc.insecure_channel(f"unix:{sockets.engine.absolute()}", options=_CHANNEL_OPTIONS)
+            undo.callback(channel.close)
+            self.stub = vatt_pb2_grpc.EngineServiceStub(channel)
+            self.handles, self.stream, self.attached = self._attach(resume=None)
+            self._close_channel = undo.pop_all()
+        fork_guard.abandon_in_child(self)
+
+    @classmethod
+    def open(cls, caller: Caller, config: ClientConfig, device: str | None, socket_dir: Path | None) -> Connection:
+        """Connect to the daemon that the arguments and the environment choose."""
+        if socket_dir is not None or not config.embedded:
+            return cls(
+                caller, find_daemon([socket_dir] if socket_dir is not None else list(config.socket_dirs), device)
+            )
+        fork_guard.about_to_open_a_channel()
+        with ExitStack() as undo:
+            daemon = embedded.acquire(device)
+            undo.callback(embedded.release, daemon)
+            connection = cls(caller, daemon.sockets)
+            connection._close_channel.push(undo.pop_all())
+        return connection
+
+    def resume(self) -> None:
+        """Re-attach the session after its stream broke."""
+        handles, stream, _ = self._attach(resume=self.attached.key)
+        broken_handles, broken_stream = self.handles, self.stream
+        self.handles, self.stream = handles, stream
+        broken_stream.close()
+        broken_handles.close()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.stream.close()
+        self.handles.close()
+        self._close_channel.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close its copy of the handle socket. The channel stays: gRPC's threads are gone."""
+        self.handles.close()
+
+    def _attach(self, resume: vatt_pb2.SessionKey | None) -> tuple[HandleConnection, AttachStream, vatt_pb2.Attached]:
+        with ExitStack() as undo:
+            handles = HandleConnection.connect(self._sockets.handles)
+            undo.callback(handles.close)
+            _check_versions(handles.welcome)
+            request = vatt_pb2.AttachRequest(
+                token=handles.welcome.token,
+                tenant=self._caller.tenant,
+                min_protocol_version=MIN_PROTOCOL_VERSION,
+                max_protocol_version=MAX_PROTOCOL_VERSION,
+                client_name=self._caller.client_name,
+                resume=resume,
+            )
+            stream = AttachStream(self.stub, request)
+            undo.callback(stream.close)
+            attached = stream.attached(ATTACH_TIMEOUT_S)
+            if min(attached.page_size_bytes, attached.max_pages_per_lease, attached.max_runs_per_message) < 1:
+                raise VattError(f"vattd's answer to Attach makes no sense: {attached}")
+            undo.pop_all()
+        return handles, stream, attached
+
+
+def _check_versions(welcome: vatt_pb2.HandleWelcome) -> None:
+    """vattd checks it too; but a client that it cannot understand should say so itself."""
+    if welcome.max_protocol_version < MIN_PROTOCOL_VERSION or welcome.min_protocol_version > MAX_PROTOCOL_VERSION:
+        raise VersionUnsupported(
+            f"vattd speaks versions {welcome.min_protocol_version} to {welcome.max_protocol_version} of the wire, this "
+            f"library {MIN_PROTOCOL_VERSION} to {MAX_PROTOCOL_VERSION}: update the older one"
+        )

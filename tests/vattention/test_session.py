@@ -1,0 +1,264 @@
+"""Sessions with a vattd for host memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+
+from tests.daemon import Vattd
+from tests.vattention.conftest import POOL_BYTES
+from vatt.errors import (
+    Closed,
+    DaemonUnreachable,
+    DriverError,
+    InvalidRequest,
+    PoolExhausted,
+    SessionFenced,
+    SessionUnknown,
+    VattError,
+)
+from vatt.pages import Extent, page_count_of
+from vatt.sockets import find_daemon
+from vatt.v1 import vatt_pb2, vatt_pb2_grpc
+from vattention.kvcache import KVCache
+from vattention.layout import KVCacheSpec, Layout
+from vattention.page_source import LeasePurpose
+from vattention.session import Session, SessionState
+
+WAIT_S = 10.0
+SPEC = KVCacheSpec(2, 2, 64, torch.float32, max_batch_size=4, max_context_length=4096)
+
+
+@pytest.fixture
+def session(vattd_socket_dir: Path) -> Iterator[Session]:
+    with Session.connect("session-tests", socket_dir=vattd_socket_dir, client_name="tests") as session:
+        yield session
+
+
+def status(socket_dir: Path) -> vatt_pb2.GetStatusResponse:
+    with grpc.insecure_channel(f"unix:{find_daemon([socket_dir], None).admin}") as channel:
+        return vatt_pb2_grpc.AdminServiceStub(channel).GetStatus(vatt_pb2.GetStatusRequest(), timeout=WAIT_S)
+
+
+def pages_leased(socket_dir: Path, session: Session) -> int:
+    """By vattd's word."""
+    for row in status(socket_dir).sessions:
+        if row.session_id == session.session_id:
+            return row.leased_bytes // session.page_size_bytes
+    return 0
+
+
+def break_stream(session: Session) -> None:
+    """As a broken connection would: the stream ends under the session."""
+    stream = session._connection.stream
+    stream._call.cancel()
+    stream._thread.join(WAIT_S)
+
+
+def test_pages_are_leased_imported_and_given_back(session: Session, vattd_socket_dir: Path) -> None:
+    pages = session.lease(10)
+    assert page_count_of(pages) == session.leased_pages == pages_leased(vattd_socket_dir, session) == 10
+    session.give_back(pages)
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 0
+    session.give_back(pages)  # a repeat does no harm
+    session.give_back([Extent(1 << 30, 5)])
+
+
+def test_a_lease_that_makes_no_sense_is_refused(session: Session) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: session.lease(0),
+        lambda: session.lease(2, min_page_count=3),
+        lambda: session.lease(2, min_page_count=-1),
+        lambda: session.lease(1, wait_s=1.0),
+        lambda: session.lease(1, purpose=LeasePurpose.ADMIT, wait_s=-1.0),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequest):
+            call()
+
+
+def test_more_than_the_pool_is_refused_and_as_much_as_there_is_can_be_had(session: Session) -> None:
+    pool_pages = POOL_BYTES // session.page_size_bytes
+    pages = session.lease(pool_pages // 2)
+    with pytest.raises(PoolExhausted):
+        session.lease(pool_pages * 3 // 4)
+    rest = session.lease(pool_pages * 3 // 4, min_page_count=1)
+    assert 1 <= page_count_of(rest) <= pool_pages // 2
+    session.give_back(pages + rest)
+
+
+def test_a_lease_larger_than_one_request_is_asked_for_in_several(session: Session, vattd_socket_dir: Path) -> None:
+    session._connection.attached.max_pages_per_lease = 7
+    pages = session.lease(30)
+    assert page_count_of(pages) == 30
+    pool_pages = POOL_BYTES // session.page_size_bytes
+    with pytest.raises(PoolExhausted):
+        session.lease(pool_pages)
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 30
+    session.give_back(pages)
+
+
+def test_an_import_that_fails_gives_the_grant_back(
+    session: Session, vattd_socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DriverError("no", call="import_pages")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session.mapper, "import_pages", fail)
+        with pytest.raises(DriverError):
+            session.lease(5)
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 0
+    session.give_back(session.lease(5))
+
+
+class Unavailable(grpc.RpcError, grpc.Call):
+    """What the channel raises when the connection breaks under a call."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "the connection broke"
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+    def initial_metadata(self) -> tuple[()]:
+        return ()
+
+    def is_active(self) -> bool:
+        return False
+
+    def time_remaining(self) -> float:
+        return 0.0
+
+    def cancel(self) -> bool:
+        return False
+
+    def add_callback(self, callback: object) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("lost_answers", [1, 2])
+def test_a_lost_answer_neither_leaks_nor_doubles_a_lease(
+    session: Session, vattd_socket_dir: Path, monkeypatch: pytest.MonkeyPatch, lost_answers: int
+) -> None:
+    stub = session._client._stub
+    lease_pages = stub.LeasePages
+    asked: list[str] = []
+
+    def deaf(request: vatt_pb2.LeasePagesRequest, timeout: float) -> vatt_pb2.LeasePagesResponse:
+        answer = lease_pages(request, timeout=timeout)
+        asked.append(request.request_id)
+        if len(asked) <= lost_answers:
+            raise Unavailable
+        return answer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stub, "LeasePages", deaf)
+        if lost_answers == 1:
+            session.give_back(session.lease(6))
+        else:
+            with pytest.raises(DaemonUnreachable):
+                session.lease(6)
+    assert len(asked) == 2
+    assert len(set(asked)) == 1
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 0
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_a_cache_grows_over_leased_pages(session: Session, vattd_socket_dir: Path, layout: Layout) -> None:
+    spec = KVCacheSpec(2, 2, 64, torch.float32, 4, 4096, layout)
+    with KVCache(session, spec) as cache:
+        slot = cache.acquire_slot()
+        for count in range(100, 2000, 100):
+            cache.grow(slot, count)
+            for layer in range(2):
+                for view in cache.layer(layer):
+                    view[slot, count - 100 : count] = count
+        k, v = cache.layer(1)
+        assert k[slot, 1899, 0, 0] == v[slot, 1899, 1, 63] == 1900
+        assert cache.stats().leased_bytes == session.leased_pages * session.page_size_bytes
+        assert pages_leased(vattd_socket_dir, session) >= cache.stats().mapped_bytes // session.page_size_bytes
+
+
+def test_closing_a_session_closes_its_caches_and_returns_everything(vattd_socket_dir: Path) -> None:
+    session = Session.connect("closing", socket_dir=vattd_socket_dir)
+    cache = KVCache(session, SPEC)
+    cache.grow(cache.acquire_slot(), 1000)
+    session.close()
+    session.close()
+    assert session.state is SessionState.CLOSED
+    assert all(row.session_id != session.session_id for row in status(vattd_socket_dir).sessions)
+    for call in (lambda: session.lease(1), session.reattach, lambda: cache.grow(0, 2000)):
+        with pytest.raises(Closed):
+            call()
+
+
+def test_a_session_whose_stream_broke_is_fenced_until_it_re_attaches(session: Session, vattd_socket_dir: Path) -> None:
+    pages = session.lease(3)
+    break_stream(session)
+    assert session.state is SessionState.FENCED
+    with pytest.raises(SessionFenced, match="reattach"):
+        session.lease(1)
+    session_id = session.session_id
+    session.reattach()
+    assert (session.state, session.session_id, session.leased_pages) == (SessionState.ATTACHED, session_id, 3)
+    more = session.lease(2)
+    assert pages_leased(vattd_socket_dir, session) == 5
+    session.give_back(pages + more)
+
+
+def test_many_threads_may_lease_and_return(session: Session, vattd_socket_dir: Path) -> None:
+    failures: list[VattError] = []
+
+    def work() -> None:
+        try:
+            for page_count in range(1, 15):
+                session.give_back(session.lease(page_count))
+        except VattError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 0
+
+
+def test_when_vattd_dies_the_engine_keeps_what_is_mapped(own_vattd: Vattd) -> None:
+    with Session.connect("orphan", socket_dir=own_vattd.socket_dir) as session:
+        cache = KVCache(session, SPEC)
+        slot = cache.acquire_slot()
+        cache.grow(slot, 256)
+        k, _ = cache.layer(1)
+        k[slot, :256] = 3.0
+        own_vattd.process.kill()
+        own_vattd.process.wait()
+        session._connection.stream._thread.join(WAIT_S)
+        assert session.state is SessionState.FENCED
+        with pytest.raises(SessionFenced):
+            cache.grow(slot, 4096)
+        assert cache.length(slot) == 256
+        assert k[slot, :256].sum() == 3.0 * 256 * 2 * 64
+        cache.free_slot(slot)
+        with pytest.raises(DaemonUnreachable, match="vattd start"):
+            session.reattach()
+
+
+def test_a_new_vattd_does_not_know_the_session_of_the_old_one(own_vattd: Vattd) -> None:
+    with Session.connect("orphan", socket_dir=own_vattd.socket_dir) as session:
+        session.lease(3)
+        own_vattd.stop()
+        session._connection.stream._thread.join(WAIT_S)
+        own_vattd.start()
+        with pytest.raises(SessionUnknown):
+            session.reattach()
