@@ -19,11 +19,6 @@ from tests.daemon import Vattd
 PAGE = 64 << 10
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seconds", type=float, default=3.0, help="How long two engines share a pool.")
-    parser.addoption("--kills", type=int, default=12, help="How many engines are killed on each backend.")
-
-
 @dataclass
 class Rig:
     """A vattd, and how to start engines on it."""

