@@ -16,8 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,7 @@ class Demo:
         name = "vattd's pages" if cache == VATT else "DynamicCache"
         busy = [engine for engine in self._engines if number < len(self.ready[engine.tenant].batches)]
         at_work = asyncio.Event()
-        with self._progress(f"round {number + 1} of {rounds}, {name}") as progress:
+        with self._progress() as progress:
             bars = {engine.tenant: self._add_bar(progress, engine.tenant, number) for engine in busy}
             work = [self._run(engine, Run(number, cache), progress, bars[engine.tenant], at_work) for engine in busy]
             asking = asyncio.create_task(self._vattctl_when(at_work)) if number == rounds - 1 else None
@@ -146,20 +145,14 @@ class Demo:
     def _add_bar(self, progress: Progress, tenant: str, number: int) -> TaskID:
         lengths = self.ready[tenant].batches[number]
         new_tokens = next(one.new_tokens for one in TENANTS if one.name == tenant)
-        what = f"  {tenant}: {len(lengths)} x {min(lengths)}-{max(lengths)} tokens"
-        return progress.add_task(what, total=new_tokens, state="")
+        span = f"{min(lengths)}-{max(lengths)}" if len(lengths) > 1 else f"{lengths[0]}"
+        return progress.add_task(f"  {tenant}: {len(lengths)} x {span} tokens", total=new_tokens, state="")
 
-    @contextmanager
-    def _progress(self, title: str) -> Iterator[Progress]:
+    def _progress(self) -> Progress:
         """Bars where somebody watches; elsewhere the lines after each phase are enough."""
         columns = [TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[state]}")]
-        interactive = self._console.is_terminal
-        with Progress(
-            *columns, TimeElapsedColumn(), console=self._console, transient=True, disable=not interactive
-        ) as progress:
-            if interactive:
-                progress.console.print(title, style="dim")
-            yield progress
+        unseen = not self._console.is_terminal
+        return Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True, disable=unseen)
 
     async def _vattctl_when(self, at_work: asyncio.Event) -> str:
         await at_work.wait()
@@ -245,7 +238,7 @@ def device_for_demo() -> tuple[str, str]:
 
 def console_for(stream_is_terminal: bool) -> Console:
     width = min(WIDTH, Console().width) if stream_is_terminal else WIDTH
-    return Console(width=width, highlight=False, soft_wrap=False)
+    return Console(width=width, highlight=False)
 
 
 async def main() -> int:
