@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from dataclasses import dataclass
 
@@ -10,7 +11,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattd import __version__
-from vattd.driver_thread import DriverThread, Urgency
 from vattd.pool import Pool
 from vattd.service import Context, device_message, rpc
 from vattd.sessions import EngineSession, Sessions
@@ -18,27 +18,32 @@ from vattd.snapshot import SessionView, Snapshot
 from vattention.vmm.driver import DeviceMemory, PhysicalDriver
 
 
+class DaemonState(enum.Enum):
+    SERVING = "serving"
+    SHUTTING_DOWN = "shutting_down"
+    DEVICE_LOST = "device_lost"
+    BROKEN = "broken"  # a bug of ours
+
+
 @dataclass(slots=True)
 class DaemonFacts:
-    """What status says of the daemon itself. `state` is "serving", "shutting_down" or "device_lost"."""
+    """What status says of the daemon itself; the daemon alone writes it."""
 
     incarnation: int
     start_time_s: float
-    state: str = "serving"
+    state: DaemonState = DaemonState.SERVING
 
 
 class AdminService(vatt_pb2_grpc.AdminServiceServicer):
     """What operators see."""
 
-    def __init__(
-        self, facts: DaemonFacts, sessions: Sessions, pool: Pool, driver: PhysicalDriver, thread: DriverThread
-    ) -> None:
-        self._facts, self._sessions, self._pool, self._driver, self._thread = facts, sessions, pool, driver, thread
+    def __init__(self, facts: DaemonFacts, sessions: Sessions, pool: Pool, driver: PhysicalDriver) -> None:
+        self._facts, self._sessions, self.pool, self._driver = facts, sessions, pool, driver
 
     @rpc
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: N802
-        memory = await self._thread.run(Urgency.REQUEST, self._driver.memory)
-        snapshot = self._pool.ledger.snapshot()
+        memory = await self.pool.memory()
+        snapshot = self.pool.ledger.snapshot()
         page = snapshot.page_size_bytes
         views = {view.session_id: view for view in snapshot.sessions}
         return pb.GetStatusResponse(
@@ -47,7 +52,7 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
                 incarnation=self._facts.incarnation,
                 pid=os.getpid(),
                 start_time=_timestamp(self._facts.start_time_s),
-                state=self._facts.state,
+                state=self._facts.state.value,
             ),
             device=device_message(self._driver.device),
             memory=_memory_message(memory),
@@ -69,14 +74,14 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
         page = snapshot.page_size_bytes
         return pb.Pool(
             page_size_bytes=page,
-            min_bytes=self._pool.limits.min_bytes,
+            min_bytes=self.pool.limits.min_bytes,
             max_bytes=snapshot.max_pages * page,
             pages_by_state=[
                 pb.PagesInState(state=state.value, page_count=count) for state, count in snapshot.pages_by_state.items()
             ],
             peak_leased_bytes=snapshot.peak_leased_pages * page,
             peak_mapped_bytes=snapshot.peak_mapped_pages * page,
-            waiting_pages=self._pool.waiting_pages,
+            waiting_pages=self.pool.waiting_pages,
             created_pages_total=snapshot.created_pages_total,
             scrubbed_pages_total=snapshot.scrubbed_pages_total,
             destroyed_pages_total=snapshot.destroyed_pages_total,

@@ -11,16 +11,19 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from vatt.errors import DaemonUnreachable, VattError
-from vatt.sockets import Sockets, default_socket_dir, find_daemon, search_dirs
+from vatt.sockets import Sockets, default_socket_dir, find_daemon, make_directory, search_dirs
 from vattd import __version__
 from vattd.config import DEFAULT_HEADROOM, DEFAULT_METRICS_ADDRESS, Config, parse_address, parse_page_size
 from vattd.peer import peer_of
+from vattd.ready import ReadyPipe
+from vattention.vmm import device_uuid
 
 EXIT_REFUSED = 1
 EXIT_UNREACHABLE = 3
@@ -93,6 +96,7 @@ def start(
       vattd start --gpu host --pool-max 4GiB --page-size 64KiB --detach
     """
     socket_dir = (socket_dir or default_socket_dir(os.environ)).absolute()
+    ready = ReadyPipe(ready_fd)
     try:
         config = Config(
             device=device,
@@ -102,13 +106,12 @@ def start(
             page_size_bytes=parse_page_size(page_size),
             socket_dir=socket_dir,
             metrics_address=parse_address(metrics_address),
-            ready_fd=ready_fd,
             exit_with_parent=exit_with_parent,
         )
-        status = _start_detached(socket_dir) if detach else _start(config)
+        status = _start_detached(socket_dir) if detach else _start(config, ready)
     except (VattError, OSError) as error:
-        if ready_fd is not None:
-            os.write(ready_fd, (json.dumps({"error": str(error)}) + "\n").encode())
+        with suppress(OSError):  # who waited may have gone
+            ready.say({"error": str(error)})
         _fail(str(error), EXIT_REFUSED)
     sys.exit(status)
 
@@ -120,10 +123,8 @@ def stop(device: str | None, socket_dir: Path | None) -> None:
     """Stop a running vattd. Engines keep the pages that they hold."""
     directories = [socket_dir] if socket_dir is not None else search_dirs(os.environ)
     try:
-        if device is not None and device.isdigit():
-            from vattention.vmm.cuda_device import find_device  # late: it starts the driver
-
-            device = find_device(device).uuid
+        if device is not None:
+            device = device_uuid(device)
         pid = _terminate(find_daemon(directories, device))
     except DaemonUnreachable as error:
         _fail(str(error), EXIT_UNREACHABLE)
@@ -136,17 +137,17 @@ def main() -> None:
     vattd()
 
 
-def _start(config: Config) -> int:
+def _start(config: Config, ready: ReadyPipe) -> int:
     from vattd.daemon import serve  # late: `vattd stop` and `--help` need no gRPC
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    return asyncio.run(serve(config))
+    return asyncio.run(serve(config, ready))
 
 
 def _start_detached(socket_dir: Path) -> int:
     """Start the same command again in a session of its own, and wait until it says that it serves."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
-    socket_dir.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+    make_directory(socket_dir)
     log_path = socket_dir / "vattd.log"
     ready, ready_child = os.pipe()
     with open(ready) as answers, open(log_path, "ab") as log_file:
@@ -171,6 +172,7 @@ def _start_detached(socket_dir: Path) -> int:
 def _terminate(sockets: Sockets) -> int:
     """SIGTERM to the process that listens, as the kernel names it, and wait for its end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(STOP_WITHIN_S)
         try:
             connection.connect(str(sockets.handles))
         except OSError as error:
@@ -179,7 +181,8 @@ def _terminate(sockets: Sockets) -> int:
             ) from error
         peer = peer_of(connection)
     try:
-        signal.pidfd_send_signal(peer.pidfd, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has just ended
+            signal.pidfd_send_signal(peer.pidfd, signal.SIGTERM)
         poll = select.poll()
         poll.register(peer.pidfd, select.POLLIN)
         if not poll.poll(STOP_WITHIN_S * 1000):

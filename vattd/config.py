@@ -55,7 +55,6 @@ class Config:
     page_size_bytes: int | None  # None: the backend's default
     socket_dir: Path
     metrics_address: Address | None
-    ready_fd: int | None = None  # where to say, in one line of JSON, that vattd serves, or why it does not
     exit_with_parent: bool = False
 
     def __post_init__(self) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -21,10 +20,10 @@ from grpc_reflection.v1alpha import reflection
 from vatt.errors import DeviceLost, InvalidRequest, ShuttingDown
 from vatt.protocol import MAX_MESSAGE_BYTES
 from vatt.sizes import format_size, parse_size_or_percent
-from vatt.sockets import Sockets, default_socket_dir
+from vatt.sockets import Sockets, make_directory
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
-from vattd.admin import AdminService, DaemonFacts
+from vattd.admin import AdminService, DaemonFacts, DaemonState
 from vattd.config import DEFAULT_POOL_MAX, Config
 from vattd.device_lock import DeviceLock
 from vattd.driver_thread import DriverThread
@@ -32,6 +31,7 @@ from vattd.handle_server import HandleServer
 from vattd.ledger import Ledger
 from vattd.metrics import MetricsServer, PoolCollector
 from vattd.pool import Pool, PoolLimits
+from vattd.ready import ReadyPipe
 from vattd.service import EngineService
 from vattd.sessions import Sessions
 from vattd.stock import Stock
@@ -45,9 +45,15 @@ EXIT_DEVICE_LOST = 4
 EXIT_BUG = 70
 # Streams end when their mailboxes close; whoever is still under way then has this long.
 STOP_GRACE_S = 1.0
+GRPC_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Far more calls than an engine has under way on its connection.
+    ("grpc.max_concurrent_streams", 1024),
+]
 
 
-async def serve(config: Config) -> int:
+async def serve(config: Config, ready: ReadyPipe) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status; raises VattError if it cannot start."""
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[int] = loop.create_future()
@@ -57,65 +63,23 @@ async def serve(config: Config) -> int:
             stop.set_result(status)
 
     async with AsyncExitStack() as stack:
-        raise_nofile_to_hard()  # a page's descriptor is open only while it travels, but many travel at once
-        device = config.device or default_device()
-        if config.device is None and device == "host":
-            log.info("no GPU that can be used here: vattd takes host memory")
-        driver = open_physical(device, config.page_size_bytes)
-        stack.callback(driver.close)
-        if config.exit_with_parent:  # the directory was made for this vattd alone; its maker may be killed
-            stack.callback(shutil.rmtree, config.socket_dir, ignore_errors=True)
+        driver, sockets, facts = _take_device(config, stack)
         limits = _limits(config, driver)
-        sockets = Sockets(config.socket_dir / driver.device.uuid)
-        _make_directory(config.socket_dir)
-        _make_directory(sockets.directory)
-        lock = DeviceLock(_lock_path(driver, sockets), driver.device.uuid)
-        stack.callback(lock.release)
-        facts = DaemonFacts(lock.incarnation(time.time()), time.time())
-
         thread = DriverThread()
         stack.callback(thread.close)
         stock = Stock(limits.max_bytes // driver.page_size_bytes, shares_zone=driver.recycles_across_tenants)
         ledger = Ledger(stock, page_size_bytes=driver.page_size_bytes, incarnation=facts.incarnation)
 
         def broken(error: BaseException) -> None:
-            facts.state = "device_lost"
+            facts.state = DaemonState.DEVICE_LOST if isinstance(error, DeviceLost) else DaemonState.BROKEN
             sessions.tell_all(pb.Notice(kind=pb.Notice.KIND_DEVICE_LOST, message=str(error)))
             finish(EXIT_DEVICE_LOST if isinstance(error, DeviceLost) else EXIT_BUG)
 
         pool = Pool(ledger, driver, thread, limits, broken)
         sessions = Sessions(pool, facts.incarnation)
-        work = loop.create_task(pool.run())
-        stack.push_async_callback(_cancel, work)
-
-        for path in (sockets.engine, sockets.admin, sockets.handles):
-            path.unlink(missing_ok=True)  # stale: we hold the lock
-            stack.callback(path.unlink, missing_ok=True)
-        # Any user may knock at the engine's doors, since the handle socket sees who it is; only ours at the admin's.
-        with _umask(0o111):
-            handle_server = HandleServer(sockets.handles, sessions)
-            stack.callback(handle_server.close)
-            engine = EngineService(sessions, pool, driver, facts.incarnation)
-            await _serve_grpc(
-                stack,
-                sockets.engine,
-                "vatt.v1.EngineService",
-                lambda s: vatt_pb2_grpc.add_EngineServiceServicer_to_server(engine, s),
-            )
-        with _umask(0o177):
-            admin = AdminService(facts, sessions, pool, driver, thread)
-            await _serve_grpc(
-                stack,
-                sockets.admin,
-                "vatt.v1.AdminService",
-                lambda s: vatt_pb2_grpc.add_AdminServiceServicer_to_server(admin, s),
-            )
-        metrics = "off"
-        if config.metrics_address is not None:
-            collector = PoolCollector(loop, ledger.snapshot, driver.device)
-            server = MetricsServer(config.metrics_address.host, config.metrics_address.port, collector)
-            stack.push_async_callback(loop.run_in_executor, None, server.close)
-            metrics = f"http://{config.metrics_address.host}:{server.port}/metrics"
+        stack.push_async_callback(_cancel, loop.create_task(pool.run()))
+        await _serve_sockets(stack, sockets, sessions, pool, driver, facts)
+        metrics = _serve_metrics(stack, config, PoolCollector(loop, ledger.snapshot, driver.device))
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, finish, 0)
@@ -133,11 +97,12 @@ async def serve(config: Config) -> int:
             sockets.directory,
             metrics,
         )
-        say_ready(config, {"device": driver.device.uuid, "pid": os.getpid(), "metrics": metrics})
+        where = {"socket_dir": str(config.socket_dir), "device": driver.device.uuid}
+        ready.say({**where, "pid": os.getpid(), "metrics": metrics})
 
         status = await stop
-        if facts.state == "serving":
-            facts.state = "shutting_down"
+        if facts.state is DaemonState.SERVING:
+            facts.state = DaemonState.SHUTTING_DOWN
             sessions.tell_all(pb.Notice(kind=pb.Notice.KIND_SHUTTING_DOWN, message="vattd stops; keep what you hold"))
         log.info("vattd stops; engines keep what they hold")
         pool.stop_lending(ShuttingDown("vattd is stopping: what you hold stays yours"))
@@ -145,13 +110,61 @@ async def serve(config: Config) -> int:
     return status
 
 
-def say_ready(config: Config, facts: dict[str, object]) -> None:
-    """One line of JSON to whoever waits at --ready-fd. If nobody does any more, there is no reason to serve."""
-    if config.ready_fd is None:
-        return
-    line = json.dumps({"socket_dir": str(config.socket_dir), **facts}) + "\n"
-    os.write(config.ready_fd, line.encode())
-    os.close(config.ready_fd)
+def _take_device(config: Config, stack: AsyncExitStack) -> tuple[PhysicalDriver, Sockets, DaemonFacts]:
+    """The driver, and the place of its sockets, locked and empty. Raises VattError."""
+    raise_nofile_to_hard()  # a page's descriptor is open only while it travels, but many travel at once
+    device = config.device or default_device()
+    if config.device is None and device == "host":
+        log.info("no GPU that can be used here: vattd takes host memory")
+    with ExitStack() as undo:
+        driver = open_physical(device, config.page_size_bytes)
+        undo.callback(driver.close)
+        sockets = Sockets(config.socket_dir / driver.device.uuid)
+        for directory in (config.socket_dir, sockets.directory):
+            make_directory(directory)
+        lock = DeviceLock(sockets.lock, driver.device)
+        undo.pop_all()
+    # In this order: who has the lock next must find the device's memory free.
+    stack.callback(lock.release)
+    stack.callback(driver.close)
+    if config.exit_with_parent:  # the directory was made for this vattd alone; its maker may be killed
+        stack.callback(shutil.rmtree, config.socket_dir, ignore_errors=True)
+    for path in (sockets.engine, sockets.admin, sockets.handles):
+        path.unlink(missing_ok=True)  # stale: we hold the lock
+        stack.callback(path.unlink, missing_ok=True)
+    now_s = time.time()
+    return driver, sockets, DaemonFacts(lock.incarnation(now_s), now_s)
+
+
+async def _serve_sockets(
+    stack: AsyncExitStack,
+    sockets: Sockets,
+    sessions: Sessions,
+    pool: Pool,
+    driver: PhysicalDriver,
+    facts: DaemonFacts,
+) -> None:
+    """All three doors. Any user may knock at the engines' two, since the handle socket sees who it is."""
+    engine = EngineService(sessions, pool, driver, facts.incarnation)
+    admin = AdminService(facts, sessions, pool, driver)
+    with _umask(0o111):
+        stack.callback(HandleServer(sockets.handles, sessions).close)
+        server = grpc.aio.server(options=GRPC_OPTIONS)
+        vatt_pb2_grpc.add_EngineServiceServicer_to_server(engine, server)
+        await _serve_grpc(stack, server, sockets.engine, "vatt.v1.EngineService")
+    with _umask(0o177):
+        server = grpc.aio.server(options=GRPC_OPTIONS)
+        vatt_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+        await _serve_grpc(stack, server, sockets.admin, "vatt.v1.AdminService")
+
+
+def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollector) -> str:
+    """Where it serves, or "off"."""
+    if config.metrics_address is None:
+        return "off"
+    server = MetricsServer(config.metrics_address, collector)
+    stack.push_async_callback(asyncio.get_running_loop().run_in_executor, None, server.close)
+    return f"http://{server.address}/metrics"
 
 
 def _limits(config: Config, driver: PhysicalDriver) -> PoolLimits:
@@ -172,20 +185,6 @@ def _limits(config: Config, driver: PhysicalDriver) -> PoolLimits:
     return PoolLimits(min_bytes, max_bytes, headroom_bytes)
 
 
-def _make_directory(path: Path) -> None:
-    """Open to all for root, whose engines may be any user's; else ours alone."""
-    path.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
-
-
-def _lock_path(driver: PhysicalDriver, sockets: Sockets) -> Path:
-    """A GPU has one owner whatever the socket directory; host memory has one a socket directory."""
-    if driver.device.backend == "host":
-        return sockets.lock
-    locks = default_socket_dir({key: value for key, value in os.environ.items() if key == "XDG_RUNTIME_DIR"}) / "locks"
-    _make_directory(locks)
-    return locks / driver.device.uuid
-
-
 @contextmanager
 def _umask(mask: int) -> Iterator[None]:
     """So that a socket never exists with a wider mode than it should."""
@@ -196,14 +195,8 @@ def _umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
-async def _serve_grpc(stack: AsyncExitStack, path: Path, service: str, add: Callable[[grpc.aio.Server], None]) -> None:
-    """One gRPC server with health and reflection at a Unix socket, stopped by `stack`."""
-    options = [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ]
-    server = grpc.aio.server(options=options)
-    add(server)
+async def _serve_grpc(stack: AsyncExitStack, server: grpc.aio.Server, path: Path, service: str) -> None:
+    """Serve at a Unix socket, with health and reflection beside the service; `stack` stops it."""
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     for name in ("", service):

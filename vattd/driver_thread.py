@@ -12,27 +12,34 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# A call goes ahead of at most this many that came before it and are one degree less urgent. So no stream of urgent
+# calls, however dense, keeps the others waiting for ever.
+GOES_AHEAD_OF = 16
+
 
 class Urgency(enum.IntEnum):
-    """Lower goes first. A call under way is never interrupted, so background work comes in short slices."""
+    """Lower goes first. A call under way is never interrupted, so work comes in short slices."""
 
-    REQUEST = 0
-    BACKGROUND = 1
-    STOP = 2
+    LEASE = 0  # a lease waits for it
+    EXPORT = 1
+    BACKGROUND = 2
 
 
 class DriverThread:
-    """Runs calls one at a time, a request before background work, in order of arrival within each."""
+    """Runs calls one at a time: by urgency, and in order of arrival within it, but nobody waits for ever."""
 
     def __init__(self) -> None:
-        self._calls: queue.PriorityQueue[tuple[Urgency, int, Callable[[], None]]] = queue.PriorityQueue()
+        self._calls: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="vattd-driver", daemon=True)
         self._thread.start()
 
     async def run(self, urgency: Urgency, call: Callable[..., T], *args: Any) -> T:
-        """The result of `call(*args)`, or what it raised. The call is made even if the caller stops waiting."""
+        """The result of `call(*args)`, or what it raised.
+
+        The call is made even if the caller is cancelled; who needs its result all the same shields this.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -52,12 +59,14 @@ class DriverThread:
             else:
                 loop.call_soon_threadsafe(settle, result, None)
 
-        self._calls.put((urgency, next(self._order), work))
+        order = next(self._order)
+        self._calls.put((order + urgency * GOES_AHEAD_OF, order, work))
         return await future
 
     def close(self) -> None:
         """Make every call that is queued, then end the thread."""
-        self._calls.put((Urgency.STOP, next(self._order), self._stop))
+        order = next(self._order)
+        self._calls.put((order + len(Urgency) * GOES_AHEAD_OF, order, self._stop))
         self._thread.join()
 
     def _stop(self) -> None:

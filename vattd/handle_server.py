@@ -10,12 +10,14 @@ from pathlib import Path
 from vatt.errors import VattError
 from vatt.v1 import vatt_pb2 as pb
 from vattd.handles import HandleConnection
-from vattd.peer import peer_of
+from vattd.peer import Peer, peer_of
 from vattd.sessions import Sessions
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 4096
+# As many as a process may have sessions, and some that are on their way.
+MAX_CONNECTIONS_PER_PROCESS = 80
 # After the process ran out of file descriptors, try to accept again this much later.
 ACCEPT_RETRY_S = 0.1
 
@@ -54,11 +56,15 @@ class HandleServer:
             return
         accepted.setblocking(False)
         try:
-            if len(self._connections) >= MAX_CONNECTIONS:
-                raise VattError(f"{MAX_CONNECTIONS} processes are connected already, the most there can be")
             peer = peer_of(accepted)
         except VattError as error:
             log.warning("a peer was refused: %s", error)
+            _refuse(accepted, error)
+            return
+        try:
+            self._check_room(peer)
+        except VattError as error:
+            peer.close()
             _refuse(accepted, error)
             return
         connection = HandleConnection(accepted, peer, self._closed)
@@ -67,6 +73,14 @@ class HandleServer:
             self._sessions.welcome(connection)
         except OSError:  # it has gone already
             connection.close()
+
+    def _check_room(self, peer: Peer) -> None:
+        """Sessions count even when their connection has gone: they keep a descriptor open."""
+        of_peer = sum(connection.peer.pid == peer.pid for connection in self._connections)
+        if max(of_peer, self._sessions.count_of(peer.pid)) >= MAX_CONNECTIONS_PER_PROCESS:
+            raise VattError(f"this process has {MAX_CONNECTIONS_PER_PROCESS} connections already, the most it can")
+        if max(len(self._connections), len(self._sessions)) >= MAX_CONNECTIONS:
+            raise VattError(f"{MAX_CONNECTIONS} connections are open already, the most there can be")
 
     def _listen_again(self) -> None:
         if self._listener.fileno() >= 0:

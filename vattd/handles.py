@@ -1,7 +1,8 @@
 """The handle socket: where a session is born, and where pages' file descriptors leave.
 
 Every connection is non-blocking and has one message under way: while its answer is made or waits to be sent, nothing
-more is read from it. So a client that does not read costs nobody anything.
+more is read from it. The kernel buffers few answers, too (SEND_BUFFER_BYTES): descriptors that lie unread in a socket
+count against vattd. So a client that does not read costs the others nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # A process that has connected and does not attach for so long is let go.
 ATTACH_WITHIN_S = 60.0
+# The kernel makes it its minimum, which holds a few packets.
+SEND_BUFFER_BYTES = 1
 
 
 class PullSource(Protocol):
@@ -55,6 +58,7 @@ class HandleConnection:
         self._loop = asyncio.get_running_loop()
         self._answering: asyncio.Task[None] | None = None
         self._closed = False
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._too_late = self._loop.call_later(ATTACH_WITHIN_S, self.close)
 
     def welcome(self, incarnation: int) -> None:
@@ -103,12 +107,11 @@ class HandleConnection:
         self._answering.add_done_callback(self._answered)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
         if self._closed:
             return
-        if task.cancelled() or task.exception() is not None:
-            log.warning(
-                "handle connection of pid %d closed: %s", self.peer.pid, None if task.cancelled() else task.exception()
-            )
+        if error is not None or task.cancelled():
+            log.warning("the handle connection of pid %d broke: %s", self.peer.pid, error)
             self.close()
             return
         self._answering = None
@@ -164,4 +167,5 @@ class HandleConnection:
         try:
             await ready.wait()
         finally:
-            self._loop.remove_writer(self._socket)
+            if not self._closed:
+                self._loop.remove_writer(self._socket)

@@ -5,7 +5,7 @@ Pure: it knows no driver, clock, socket or log. One event loop writes it. What i
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -169,13 +169,27 @@ class Ledger:
 
     def idle_shelves(self) -> list[Shelf]:
         """Those of tenants without one."""
-        return [tenant.shelf for tenant in self._tenants.values() if not tenant.session_count]
+        return [tenant.shelf for tenant in self._idle_tenants()]
+
+    def forget_empty_tenants(self) -> list[int]:
+        """Forget tenants without a session and without a page. Returns the zones that nothing is left of."""
+        zones = []
+        for tenant in self._idle_tenants():
+            if self.stock.is_bare(tenant.shelf):
+                del self._tenants[tenant.name]
+                zones += self.stock.close_shelf(tenant.shelf)
+        return zones
 
     def snapshot(self) -> Snapshot:
         sessions = tuple(
             SessionView(session.session_id, session.tenant.name, len(session.generations), session.mapped_pages)
             for session in self._sessions.values()
         )
+        leased: Counter[str] = Counter()
+        mapped: Counter[str] = Counter()
+        for view in sessions:
+            leased[view.tenant] += view.leased_pages
+            mapped[view.tenant] += view.mapped_pages
         return Snapshot(
             page_size_bytes=self.page_size_bytes,
             max_pages=self.stock.max_pages,
@@ -187,11 +201,7 @@ class Ledger:
             destroyed_pages_total=self.stock.destroyed_total,
             tenants=tuple(
                 TenantView(
-                    name=tenant.name,
-                    owner_uid=tenant.owner_uid,
-                    session_count=tenant.session_count,
-                    leased_pages=sum(view.leased_pages for view in sessions if view.tenant == tenant.name),
-                    mapped_pages=sum(view.mapped_pages for view in sessions if view.tenant == tenant.name),
+                    tenant.name, tenant.owner_uid, tenant.session_count, leased[tenant.name], mapped[tenant.name]
                 )
                 for tenant in self._tenants.values()
             ),
@@ -203,6 +213,9 @@ class Ledger:
             return self._sessions[session_id]
         except KeyError:
             raise SessionUnknown(f"no session {session_id!r}: attach again") from None
+
+    def _idle_tenants(self) -> list[_Tenant]:
+        return [tenant for tenant in self._tenants.values() if not tenant.session_count]
 
     def _open_tenant(self, name: str, uid: int) -> _Tenant:
         if len(self._tenants) >= MAX_TENANTS:
@@ -224,7 +237,7 @@ class Ledger:
 
 
 def _held(session: _Session, run: PageRun) -> list[int]:
-    """The pages of the run that the session holds under its generation; quick even for an absurdly long run."""
+    """The pages of the run that the session holds under its generation; the shorter of both is gone through."""
     generations, page_ids = session.generations, run.extent.page_ids
     if len(page_ids) > len(generations):
         return [page_id for page_id, held in generations.items() if page_id in page_ids and held == run.generation]

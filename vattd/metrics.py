@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from vatt.errors import InvalidRequest
 from vattd import __version__
+from vattd.config import Address
 from vattd.snapshot import Snapshot
 from vattention.vmm.driver import Device
 
@@ -59,16 +60,16 @@ class PoolCollector(Collector):
 class MetricsServer:
     """/metrics on one address."""
 
-    def __init__(self, host: str, port: int, collector: PoolCollector) -> None:
+    def __init__(self, address: Address, collector: PoolCollector) -> None:
         registry = CollectorRegistry()
         registry.register(collector)
         try:
-            self._server, self._thread = start_http_server(port, host, registry)
+            self._server, self._thread = start_http_server(address.port, address.host, registry)
         except OSError as error:
             raise InvalidRequest(
-                f"cannot serve metrics on {host}:{port} ({error}): choose another --metrics-address, or `off`"
+                f"cannot serve metrics on {address} ({error}): choose another --metrics-address, or `off`"
             ) from error
-        self.port: int = self._server.server_port
+        self.address = Address(address.host, self._server.server_port)
 
     def close(self) -> None:
         self._server.shutdown()

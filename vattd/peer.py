@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -21,7 +22,6 @@ class Peer:
 
     pid: int
     uid: int
-    gid: int
     pidfd: int
 
     def has_exited(self) -> bool:
@@ -35,23 +35,33 @@ class Peer:
 
 def peer_of(connection: socket.socket) -> Peer:
     """The process that connected. Raises InvalidRequest if it cannot be watched, since it then could never be ended."""
-    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     if pid == 0:
         raise InvalidRequest(
-            "your process is in a pid namespace that vattd cannot see, so vattd could not tell when it ends: "
+            "the process at the other end is in a pid namespace that this one cannot see, so nor could it see its end: "
             "share the host's pid namespace (docker: --pid=host; Kubernetes: hostPID: true)"
         )
     with ExitStack() as undo:
         try:
-            pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
-        except OSError:
-            # Before Linux 6.5. The pid may have been used again since; the second look at the socket's peer cannot
-            # tell, but a process that died has closed its end, which the caller sees as an end of file at once.
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError as error:
-                raise InvalidRequest(f"cannot watch process {pid}: {error}") from error
+            pidfd = _pidfd_of(connection, pid, uid)
+        except OSError as error:
+            raise InvalidRequest(f"cannot watch process {pid}: {error}") from error
         undo.callback(os.close, pidfd)
         os.set_inheritable(pidfd, False)
         undo.pop_all()
-    return Peer(pid, uid, gid, pidfd)
+    return Peer(pid, uid, pidfd)
+
+
+def _pidfd_of(connection: socket.socket, pid: int, uid: int) -> int:
+    try:
+        return connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+    # Before Linux 6.5. If the process that connected has died and a child of it holds the socket, the pid may have been
+    # used again: by another user's process we see that, by the same user's we do not.
+    pidfd = os.pidfd_open(pid)
+    if os.stat(f"/proc/{pid}").st_uid != uid:
+        os.close(pidfd)
+        raise ProcessLookupError(errno.ESRCH, "it has ended, and its pid is another user's now")
+    return pidfd

@@ -6,6 +6,7 @@ Pure: time is an argument.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -45,31 +46,38 @@ class LeaseQueue:
     """
 
     def __init__(self) -> None:
-        self._wishes: dict[tuple[str, str], Wish] = {}
+        self._of: dict[Purpose, dict[tuple[str, str], Wish]] = {Purpose.GROW: {}, Purpose.ADMIT: {}}
+        self._waiting_of: Counter[str] = Counter()
+        self.waiting_pages = 0
 
     def __iter__(self) -> Iterator[Wish]:
-        """A copy, so that serving may change the queue."""
-        return iter(sorted(self._wishes.values(), key=lambda wish: wish.purpose is Purpose.ADMIT))
-
-    def __len__(self) -> int:
-        return len(self._wishes)
+        """Copies, so that serving may change the queue."""
+        for wishes in self._of.values():
+            yield from list(wishes.values())
 
     def add(self, wish: Wish) -> None:
-        self._wishes.setdefault(wish.key, wish)
+        """Raises ValueError if the same wish waits already."""
+        if any(wish.key in wishes for wishes in self._of.values()):
+            raise ValueError(f"{wish} waits already")
+        self._of[wish.purpose][wish.key] = wish
+        self._waiting_of[wish.session_id] += 1
+        self.waiting_pages += wish.page_count
 
     def remove(self, wish: Wish) -> None:
-        self._wishes.pop(wish.key, None)
+        del self._of[wish.purpose][wish.key]
+        self.waiting_pages -= wish.page_count
+        self._waiting_of[wish.session_id] -= 1
+        if not self._waiting_of[wish.session_id]:
+            del self._waiting_of[wish.session_id]
 
     def must_wait(self, wish: Wish) -> bool:
         """Is somebody ahead of this new wish?"""
-        if wish.purpose is Purpose.GROW:
-            return any(other.purpose is Purpose.GROW for other in self._wishes.values())
-        return bool(self._wishes)
+        return bool(self._of[Purpose.GROW] or (wish.purpose is Purpose.ADMIT and self._of[Purpose.ADMIT]))
 
-    @property
-    def waiting_pages(self) -> int:
-        return sum(wish.page_count for wish in self._wishes.values())
+    def waiting_of(self, session_id: str) -> int:
+        """How many wishes of a session wait."""
+        return self._waiting_of[session_id]
 
     def next_deadline_s(self, now_s: float) -> float | None:
         """When the next wish's time to wait is over, of those whose is not yet."""
-        return min((wish.deadline_s for wish in self._wishes.values() if wish.may_wait(now_s)), default=None)
+        return min((wish.deadline_s for wish in self._of[Purpose.ADMIT].values() if wish.may_wait(now_s)), default=None)

@@ -1,4 +1,4 @@
-"""The pool: makes ledger and driver agree. It creates pages, scrubs them, destroys them, and lends what is ready.
+"""The pool: lends what is ready, and has the workshop make what is not.
 
 One task does all that takes time, a slice after the other; between two slices the ledger is true, and leases are
 served. So nothing here needs a lock, and a request that finds pages ready never waits for the driver.
@@ -12,23 +12,31 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
-from vatt.errors import DeviceLost, LeaseCancelled, LimitExceeded, PageNotHeld, PoolExhausted, SessionUnknown, VattError
-from vatt.pages import Extent
+from vatt.errors import (
+    DeviceLost,
+    InvalidRequest,
+    LeaseCancelled,
+    LimitExceeded,
+    PageNotHeld,
+    PoolExhausted,
+    SessionFenced,
+    SessionUnknown,
+    VattError,
+)
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.ledger import Ledger, PageRun
 from vattd.policy import LeaseQueue, Purpose, Wish
-from vattd.stock import Shelf
-from vattention.vmm.driver import PhysicalDriver
+from vattd.workshop import Slice, Workshop
+from vattention.vmm.driver import DeviceMemory, PhysicalDriver
 
 log = logging.getLogger(__name__)
 
-# A slice keeps the driver thread from the next request for about a millisecond (host: 1.2 ms for 2 MiB, CUDA: 0.2 ms a
-# page). Where a lease waits for the pages themselves, longer ones make it shorter.
-BACKGROUND_SLICE_BYTES = 2 << 20
-URGENT_SLICE_BYTES = 32 << 20
-# After the device refused memory, ask again this much later, unless pages come back before.
-RETRY_CREATE_S = 0.25
+T = TypeVar("T")
+
+# A wish costs a little at every turn; an engine has a handful under way.
+MAX_WAITING_LEASES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +50,6 @@ class PoolLimits:
     def __post_init__(self) -> None:
         if not 0 <= self.min_bytes <= self.max_bytes or self.headroom_bytes < 0:
             raise ValueError(f"not a pool's limits: {self}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Slice:
-    """Driver work on pages that the ledger already shows as being worked on."""
-
-    call: Callable[[Extent], None]
-    extents: list[Extent]
-    finish: Callable[[Extent], None]
-    fail: Callable[[Extent], None]
-    urgency: Urgency
 
 
 @dataclass(slots=True)
@@ -83,14 +80,11 @@ class Pool:
         page = ledger.page_size_bytes
         self._min_pages = limits.min_bytes // page
         self._headroom_pages = limits.headroom_bytes // page
-        self._background_pages = max(1, BACKGROUND_SLICE_BYTES // page)
-        self._urgent_pages = max(1, URGENT_SLICE_BYTES // page)
+        self._workshop = Workshop(self._stock, driver, thread)
         self._queue = LeaseQueue()
         self._answers: dict[tuple[str, str], _Answer] = {}
         self._changed = asyncio.Event()
         self._refusal: VattError | None = None  # set when nothing is lent any more
-        self._shortage: VattError | None = None  # why the device gave no memory the last time
-        self._retry_create_s = 0.0
 
     # What sessions ask for
 
@@ -107,6 +101,8 @@ class Pool:
             self._changed.set()  # the headroom may need filling
             return runs
         if wish.key not in self._answers:
+            if self._queue.waiting_of(wish.session_id) >= MAX_WAITING_LEASES:
+                raise InvalidRequest(f"{MAX_WAITING_LEASES} leases of this session wait already")
             self._answers[wish.key] = _Answer(asyncio.get_running_loop().create_future())
             self._queue.add(wish)
         answer = self._answers[wish.key]
@@ -145,22 +141,38 @@ class Pool:
         """New file descriptors for pages the session holds, in order; the caller closes them. Raises PageNotHeld."""
         self._check_held(session_id, runs)
         page_ids = [page_id for run in runs for page_id in run.extent.page_ids]
+        exporting = asyncio.ensure_future(self._driver_call(Urgency.EXPORT, self._export_all, page_ids))
         with ExitStack() as undo:
-            fds = await self._thread.run(Urgency.REQUEST, self._export_all, page_ids)
-            for fd in fds:
-                undo.callback(os.close, fd)
-            # The session may have returned them meanwhile; then they may be another's by now.
+            # Whatever becomes of the caller, the driver makes the descriptors, and somebody has to close them.
+            undo.callback(exporting.add_done_callback, _close_result)
+            fds = await asyncio.shield(exporting)
+            # The session may have returned the pages meanwhile; then they may be another's by now.
             self._check_held(session_id, runs)
             undo.pop_all()
-            return fds
+        return fds
+
+    async def memory(self) -> DeviceMemory:
+        """Raises DriverError."""
+        return await self._driver_call(Urgency.EXPORT, self._driver.memory)
+
+    def fence(self, session_id: str) -> None:
+        """The session gets no new pages: what it waits for is refused."""
+        error = SessionFenced("the session's stream broke while it waited; re-attach")
+        self._answer_all(lambda wish: wish.session_id == session_id, error)
 
     @property
     def waiting_pages(self) -> int:
         return self._queue.waiting_pages
 
+    def broken(self, error: BaseException) -> None:
+        """A lost device, or a bug of ours: nothing may be lent any more."""
+        log.critical("vattd stops lending: %s", error, exc_info=error)
+        self.stop_lending(error if isinstance(error, DeviceLost) else VattError(f"vattd is broken: {error}"))
+        self._on_broken(error)
+
     def stop_lending(self, refusal: VattError) -> None:
-        """Refuse every lease from now on with this error, those that wait too."""
-        self._refusal = refusal
+        """Refuse every lease from now on with this error, those that wait too. The first such error stays."""
+        self._refusal = self._refusal or refusal
         self._answer_all(lambda _: True, refusal)
         self._changed.set()
 
@@ -168,19 +180,20 @@ class Pool:
 
     async def run(self) -> None:
         """Serve and work until cancelled."""
+        now = asyncio.get_running_loop().time
         try:
             while True:
                 self._changed.clear()
                 self._serve()
-                work = self._next_slice() if self._refusal is None else None
+                await self._forget_tenants()
+                now_s = now()
+                work = self._next_slice(now_s) if self._refusal is None else None
                 if work is None:
-                    await self._wait_for_change()
+                    await self._wait_for_change(now_s)
                 else:
-                    await self._do(work)
-        except Exception as error:  # the task's boundary: nothing may be lent on a ledger that is not true
-            log.critical("the pool stops lending: %s", error, exc_info=error)
-            self.stop_lending(error if isinstance(error, DeviceLost) else VattError(f"vattd is broken: {error}"))
-            self._on_broken(error)
+                    await self._workshop.do(work, now)
+        except Exception as error:  # noqa: BLE001 - the task's boundary: nothing may be lent on a ledger that is not true
+            self.broken(error)
 
     def _serve(self) -> None:
         """Grant every wish whose pages are ready and that nobody is ahead of."""
@@ -190,12 +203,11 @@ class Pool:
             elif wish.purpose is Purpose.ADMIT:
                 return
 
-    def _next_slice(self) -> _Slice | None:
+    def _next_slice(self, now_s: float) -> Slice | None:
         """What to do next: for the leases that wait, then for the pool. Refuses what nothing can be done for."""
-        now_s = asyncio.get_running_loop().time()
         for wish in self._queue:
             shelf = self.ledger.shelf(wish.session_id)
-            work = self._slice_for(shelf, wish.page_count - shelf.ready_pages, now_s)
+            work = self._workshop.slice_for(shelf, wish.page_count - shelf.ready_pages, now_s)
             if work is not None:
                 return work
             if wish.may_wait(now_s):
@@ -203,89 +215,37 @@ class Pool:
             if shelf.ready_pages >= wish.min_page_count:
                 self._grant_waiting(wish)
             else:
-                short = self._shortage if self._stock.unbacked_pages else None
+                short = self._workshop.shortage if self._stock.unbacked_pages else None
                 self._answer(wish, short or PoolExhausted(wish.min_page_count, shelf.ready_pages))
         return self._background_slice(now_s)
 
-    def _slice_for(self, shelf: Shelf, missing_pages: int, now_s: float) -> _Slice | None:
-        """The quickest way to more ready pages on this shelf, or None if there is none."""
-        page_count = min(missing_pages, self._urgent_pages)
-        return (
-            self._scrub(self._stock.begin_scrub(None, page_count), Urgency.REQUEST)
-            or self._create(shelf, page_count, Urgency.REQUEST, now_s)
-            or self._scrub(self._stock.begin_scrub(shelf, page_count), Urgency.REQUEST)
-            or self._destroy(self._stock.begin_destroy_quarantined(page_count), Urgency.REQUEST, died=True)
-            or self._destroy(self._stock.begin_destroy_for(shelf, page_count), Urgency.REQUEST)
-        )
-
-    def _background_slice(self, now_s: float) -> _Slice | None:
+    def _background_slice(self, now_s: float) -> Slice | None:
         """What the pool wants for itself: the dead's memory back, headroom, its minimum, and no more than is of use."""
-        page_count, urgency = self._background_pages, Urgency.BACKGROUND
-        work = self._destroy(self._stock.begin_destroy_quarantined(page_count), urgency, died=True)
+        work = self._workshop.quarantine_slice()
+        for shelf in self.ledger.attached_shelves():
+            if work is None and shelf.ready_pages < self._headroom_pages:
+                work = self._workshop.headroom_slice(shelf, self._headroom_pages - shelf.ready_pages, now_s)
         if work is not None:
             return work
-        for shelf in self.ledger.attached_shelves():
-            missing = min(self._headroom_pages - shelf.ready_pages, page_count)
-            if missing > 0:
-                work = self._scrub(self._stock.begin_scrub(None, missing), urgency)
-                work = work or self._create(shelf, missing, urgency, now_s)
-                if work is not None:
-                    return work
         surplus = self._stock.backed_pages - self._min_pages
         if surplus < 0:
-            return self._create(self._stock.shelf_to_stock_up(), min(-surplus, page_count), urgency, now_s)
-        idle = self.ledger.idle_shelves()
-        return self._destroy(self._stock.begin_destroy_idle(min(surplus, page_count), among=idle), urgency)
+            return self._workshop.stock_up_slice(-surplus, now_s)
+        return self._workshop.trim_slice(surplus, self.ledger.idle_shelves()) if surplus else None
 
-    def _create(self, shelf: Shelf | None, page_count: int, urgency: Urgency, now_s: float) -> _Slice | None:
-        if now_s < self._retry_create_s:
-            return None
-        extents = self._stock.begin_create(shelf, page_count)
+    async def _forget_tenants(self) -> None:
+        """Tenants without a session and without a page leave nothing behind, not even a slab."""
+        for zone in self.ledger.forget_empty_tenants():
+            await self._thread.run(Urgency.BACKGROUND, self._driver.drop_zone, zone)
 
-        def finish(extent: Extent) -> None:
-            self._shortage = None
-            self._stock.finish_create(extent, clean=self._driver.fresh_is_zero)
+    async def _wait_for_change(self, now_s: float) -> None:
+        """Until a session does something, a wish's time is over, or memory may be asked for again.
 
-        return _Slice(self._driver.create, extents, finish, self._stock.fail_create, urgency) if extents else None
-
-    def _scrub(self, extents: list[Extent], urgency: Urgency) -> _Slice | None:
-        stock = self._stock
-        return _Slice(self._driver.scrub, extents, stock.finish_scrub, stock.fail_scrub, urgency) if extents else None
-
-    def _destroy(self, extents: list[Extent], urgency: Urgency, *, died: bool = False) -> _Slice | None:
-        # Where a place in a slab outlives its page, a forked child of the dead may still map it: never use it again.
-        retire = died and not self._driver.recycles_across_tenants
-
-        def finish(extent: Extent) -> None:
-            self._stock.finish_destroy(extent, retire=retire)
-            self._retry_create_s = 0.0  # there is memory again
-
-        return _Slice(self._driver.destroy, extents, finish, self._stock.fail_destroy, urgency) if extents else None
-
-    async def _do(self, work: _Slice) -> None:
-        """Make the slice's driver calls. A page whose call failed goes where its `fail` says; the pool goes on."""
-        for extent in work.extents:
-            try:
-                await self._thread.run(work.urgency, work.call, extent)
-            except DeviceLost:
-                work.fail(extent)
-                raise
-            except VattError as error:
-                work.fail(extent)
-                log.warning("%s of %s failed: %s", work.call.__name__, extent, error)
-                if work.call == self._driver.create:
-                    self._shortage = error
-                    self._retry_create_s = asyncio.get_running_loop().time() + RETRY_CREATE_S
-            else:
-                work.finish(extent)
-
-    async def _wait_for_change(self) -> None:
-        """Until a session does something, a wish's time is over, or memory may be asked for again."""
-        now_s = asyncio.get_running_loop().time()
-        times_s = [self._queue.next_deadline_s(now_s), self._retry_create_s]
-        later_s = [time_s - now_s for time_s in times_s if time_s is not None and time_s > now_s]
+        `now_s` is when the last decision was taken: what was in the future then must end the wait.
+        """
+        times_s = [self._queue.next_deadline_s(now_s), self._workshop.retry_s]
+        waits_s = [time_s - now_s for time_s in times_s if time_s is not None and time_s > now_s]
         with suppress(asyncio.TimeoutError):  # before Python 3.11 not the built-in one
-            await asyncio.wait_for(self._changed.wait(), min(later_s, default=None))
+            await asyncio.wait_for(self._changed.wait(), min(waits_s, default=None))
 
     # Answers
 
@@ -314,6 +274,14 @@ class Pool:
             if chosen(wish):
                 self._answer(wish, error)
 
+    async def _driver_call(self, urgency: Urgency, call: Callable[..., T], *args: object) -> T:
+        """A driver call on somebody's behalf; a lost device is everybody's concern."""
+        try:
+            return await self._thread.run(urgency, call, *args)
+        except DeviceLost as error:
+            self.broken(error)
+            raise
+
     def _check_held(self, session_id: str, runs: Iterable[PageRun]) -> None:
         for run in runs:
             if not self.ledger.holds(session_id, run):
@@ -327,3 +295,9 @@ class Pool:
                 undo.callback(os.close, fds[-1])
             undo.pop_all()
             return fds
+
+
+def _close_result(exporting: asyncio.Future[list[int]]) -> None:
+    if not exporting.cancelled() and exporting.exception() is None:
+        for fd in exporting.result():
+            os.close(fd)

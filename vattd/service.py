@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import grpc
 
 from vatt.errors import InvalidRequest, VattError
+from vatt.pages import LedgerBug
 from vatt.protocol import MAX_PAGES_PER_LEASE, MAX_RUNS_PER_MESSAGE
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
@@ -38,7 +39,10 @@ _KINDS = {HandleKind.POSIX_FD: pb.HANDLE_KIND_POSIX_FD, HandleKind.SLAB_FD: pb.H
 def rpc(
     method: Callable[[Any, Request, Context], Awaitable[Response]],
 ) -> Callable[[Any, Request, Context], Awaitable[Response]]:
-    """One call's boundary: our errors go to the caller; anything else is a bug of ours, told as INTERNAL and logged."""
+    """One call's boundary: our errors go to the caller; anything else is a bug of ours, told as INTERNAL and logged.
+
+    After a LedgerBug nothing may be lent any more: a service has its pool at `pool`.
+    """
 
     @wraps(method)
     async def call(self: Any, request: Request, context: Context) -> Response:
@@ -46,6 +50,9 @@ def rpc(
             return await method(self, request, context)
         except VattError as error:
             await abort(context, error)
+        except LedgerBug as error:
+            self.pool.broken(error)
+            await abort(context, VattError(f"vattd is broken: {error}"))
         except Exception as error:
             log.exception("%s failed", method.__name__)
             await abort(context, VattError(f"{method.__name__} failed in vattd: {error}"))
@@ -61,7 +68,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     """What engines call. It has no admin method."""
 
     def __init__(self, sessions: Sessions, pool: Pool, driver: PhysicalDriver, incarnation: int) -> None:
-        self._sessions, self._pool, self._driver, self._incarnation = sessions, pool, driver, incarnation
+        self._sessions, self.pool, self._driver, self._incarnation = sessions, pool, driver, incarnation
 
     async def Attach(  # noqa: N802 - gRPC's names
         self, request: pb.AttachRequest, context: Context
@@ -94,14 +101,14 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
         session = self._sessions.find(request.key)
         session.check_not_fenced()
         wish = _parse_wish(session.session_id, request, asyncio.get_running_loop().time())
-        runs = await self._pool.lease(wish)
+        runs = await self.pool.lease(wish)
         return pb.LeasePagesResponse(runs=[self._leased(run) for run in runs])
 
     @rpc
     async def CancelLease(self, request: pb.CancelLeaseRequest, context: Context) -> pb.CancelLeaseResponse:  # noqa: N802
         session = self._sessions.find(request.key)
         _check_request_id(request.request_id)
-        return pb.CancelLeaseResponse(returned_pages=self._pool.cancel(session.session_id, request.request_id))
+        return pb.CancelLeaseResponse(returned_pages=self.pool.cancel(session.session_id, request.request_id))
 
     @rpc
     async def ReturnPages(self, request: pb.ReturnPagesRequest, context: Context) -> pb.ReturnPagesResponse:  # noqa: N802
@@ -109,12 +116,14 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
         if len(request.runs) > MAX_RUNS_PER_MESSAGE:
             raise InvalidRequest(f"at most {MAX_RUNS_PER_MESSAGE} runs at a time, not {len(request.runs)}")
         runs = [parse_run(run) for run in request.runs]
-        return pb.ReturnPagesResponse(returned_pages=self._pool.give_back(session.session_id, runs))
+        if sum(run.extent.page_count for run in runs) > MAX_PAGES_PER_LEASE:
+            raise InvalidRequest(f"at most {MAX_PAGES_PER_LEASE} pages at a time")
+        return pb.ReturnPagesResponse(returned_pages=self.pool.give_back(session.session_id, runs))
 
     @rpc
     async def ReportUsage(self, request: pb.ReportUsageRequest, context: Context) -> pb.ReportUsageResponse:  # noqa: N802
         session = self._sessions.find(request.key)
-        self._pool.ledger.report_usage(session.session_id, request.mapped_pages)
+        self.pool.ledger.report_usage(session.session_id, request.mapped_pages)
         return pb.ReportUsageResponse()
 
     @rpc

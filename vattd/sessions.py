@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 MAX_CLIENT_NAME = 256
+# An engine needs one a device; each costs descriptors of the daemon's.
+MAX_SESSIONS_PER_PROCESS = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -66,9 +68,17 @@ class Sessions:
         self._waiting: dict[bytes, HandleConnection] = {}
         self._sessions: dict[str, EngineSession] = {}
         self._opened = 0
+        self._closing = False
 
     def __iter__(self) -> Iterator[EngineSession]:
         return iter(list(self._sessions.values()))
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def count_of(self, pid: int) -> int:
+        """Sessions of one process."""
+        return sum(session.peer.pid == pid for session in self._sessions.values())
 
     # The handle socket's side
 
@@ -94,11 +104,11 @@ class Sessions:
         version = _common_version(request)
         if not _TENANT_NAME.fullmatch(request.tenant):
             raise InvalidRequest(
-                f"{request.tenant!r} is not a tenant's name: 1 to 63 of a-z, 0-9, '-', '_' and '.', "
+                f"{request.tenant[:80]!r} is not a tenant's name: 1 to 63 of a-z, 0-9, '-', '_' and '.', "
                 "starting with a letter or a digit"
             )
-        if len(request.client_name) > MAX_CLIENT_NAME:
-            raise InvalidRequest(f"client_name holds at most {MAX_CLIENT_NAME} characters")
+        if len(request.client_name) > MAX_CLIENT_NAME or not request.client_name.isprintable():
+            raise InvalidRequest(f"client_name holds at most {MAX_CLIENT_NAME} characters, all printable")
         connection = self._waiting.get(bytes(request.token))
         if connection is None:
             raise TokenRefused("not a token of this vattd, or used already: connect to the handle socket anew")
@@ -113,13 +123,16 @@ class Sessions:
         """Raises SessionUnknown, whether the id or the secret is wrong."""
         session = self._sessions.get(key.session_id)
         if session is None or not hmac.compare_digest(session.secret, key.secret):
-            raise SessionUnknown(f"no session {key.session_id!r} with this secret: attach again")
+            raise SessionUnknown(f"no session {key.session_id[:80]!r} with this secret: attach again")
         return session
 
     def fence(self, session: EngineSession) -> None:
         """The session keeps its pages and gets no new ones until it re-attaches."""
-        if session.session_id in self._sessions and not session.fenced and not session.peer.has_exited():
+        if self._closing or session.fenced or session.session_id not in self._sessions:
+            return
+        if not session.peer.has_exited():
             session.fenced = True
+            self._pool.fence(session.session_id)
             log.info("session %s fenced: its stream broke and its process lives", session.session_id)
 
     def end(self, session: EngineSession, *, unmapped: bool, cause: str) -> int:
@@ -140,12 +153,15 @@ class Sessions:
 
     def close(self) -> None:
         """End every stream; engines keep their pages."""
+        self._closing = True
         for session in self._sessions.values():
             session.mailbox.close()
 
     def _open(
         self, request: pb.AttachRequest, connection: HandleConnection, version: int, now_s: float
     ) -> EngineSession:
+        if self.count_of(connection.peer.pid) >= MAX_SESSIONS_PER_PROCESS:
+            raise InvalidRequest(f"a process has at most {MAX_SESSIONS_PER_PROCESS} sessions: detach some")
         session = EngineSession(
             session_id=f"{connection.peer.pid}-{self._opened + 1}",
             secret=secrets.token_bytes(16),

@@ -74,7 +74,7 @@ class Stock:
         self._scrubbing = FreeExtents()
         self._destroying = FreeExtents()
         self._quarantined = FreeExtents()  # to be destroyed
-        self._broken = FreeExtents()  # the driver refused to scrub or destroy them: quarantined for good
+        self._broken = FreeExtents()  # the driver refused to destroy them: quarantined for good
 
     def open_shelf(self) -> Shelf:
         """A place for one more tenant. Raises InvalidRequest if there have been too many."""
@@ -83,6 +83,24 @@ class Stock:
             self._spare = None
         self._shelves.append(shelf)
         return shelf
+
+    def is_bare(self, shelf: Shelf) -> bool:
+        """Does no page, idle or worked on, belong to this shelf? The caller knows that none is lent."""
+        if self.shares_zone:
+            return not shelf.dirty.page_count
+        worked_on = (self._creating, self._destroying, self._quarantined, self._broken)
+        zones = {extent.zone for pages in worked_on for extent in pages}
+        return not shelf.ready_pages and shelf.zone.number not in zones
+
+    def close_shelf(self, shelf: Shelf) -> list[int]:
+        """Forget a bare shelf. Returns the zones whose ids will never be used again."""
+        self._shelves.remove(shelf)
+        if self.shares_zone:
+            return []
+        del self._zones[shelf.zone.number]
+        if not self._shelves:
+            self._spare = self._new_zone()
+        return [shelf.zone.number]
 
     # Lending
 
@@ -146,19 +164,26 @@ class Stock:
         self.scrubbed_total += extent.page_count
 
     def fail_scrub(self, extent: Extent) -> None:
+        """They still hold what they held: nobody may have them, so they are destroyed and made anew."""
         self._scrubbing.remove(extent)
-        self._broken.give_back(extent)
+        self._quarantined.give_back(extent)
 
     # Destroying
 
     def begin_destroy_idle(self, page_count: int, *, among: Iterable[Shelf]) -> list[Extent]:
         """Up to `page_count` idle pages of these shelves only, from those with most of them first."""
         chosen = sorted(among, key=lambda shelf: -shelf.ready_pages)
-        shared = {id(shelf.zone) for shelf in self._shelves if shelf not in chosen}
+        ids = {id(shelf) for shelf in chosen}
+        used_by_others = {shelf.zone.number for shelf in self._shelves if id(shelf) not in ids}
         extents: list[Extent] = []
         for shelf in chosen:
-            for source in (shelf.dirty,) if id(shelf.zone) in shared else (shelf.dirty, shelf.zone.clean):
+            if page_count_of(extents) == page_count:
+                break
+            clean = () if shelf.zone.number in used_by_others else (shelf.zone.clean,)
+            for source in (shelf.dirty, *clean):
                 extents += source.take(page_count - page_count_of(extents))
+        if not used_by_others:
+            extents += self._fresh.take(page_count - page_count_of(extents))
         return _enter(self._destroying, extents)
 
     def begin_destroy_for(self, shelf: Shelf, page_count: int) -> list[Extent]:

@@ -11,9 +11,11 @@ import click
 import grpc
 
 from vatt.errors import DaemonUnreachable, VattError
+from vatt.protocol import MAX_MESSAGE_BYTES
 from vatt.sockets import Sockets, find_daemon, search_dirs
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
+from vattention.vmm import device_uuid
 
 ANSWER_WITHIN_S = 5.0
 
@@ -27,10 +29,8 @@ socket_dir_option = click.option(
 
 def find(device: str | None, socket_dir: Path | None) -> Sockets:
     """Raises DaemonUnreachable with the command to type; InvalidRequest if several run and none is named."""
-    if device is not None and device.isdecimal():
-        from vattention.vmm.cuda_device import find_device  # late: it starts the driver
-
-        device = find_device(device).uuid
+    if device is not None:
+        device = device_uuid(device)
     return find_daemon([socket_dir] if socket_dir is not None else search_dirs(os.environ), device)
 
 
@@ -44,7 +44,8 @@ def get_status(sockets: Sockets) -> pb.GetStatusResponse:
 def _admin(sockets: Sockets) -> Iterator[vatt_pb2_grpc.AdminServiceStub]:
     if not os.access(sockets.admin, os.R_OK | os.W_OK) and sockets.admin.exists():
         raise VattError(f"{sockets.admin} is open to its owner only: run vattctl as the user that runs vattd")
-    with grpc.insecure_channel(f"unix:{sockets.admin}") as channel:
+    options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+    with grpc.insecure_channel(f"unix:{sockets.admin}", options=options) as channel:
         try:
             yield vatt_pb2_grpc.AdminServiceStub(channel)
         except grpc.RpcError as error:

@@ -89,7 +89,7 @@ def _sessions_table(answer: pb.GetStatusResponse) -> RenderableType:
             Text(session.state, style="" if session.state == "attached" else "red"),
             format_size(session.leased_bytes),
             format_size(session.mapped_bytes),
-            session.client_name,
+            Text(session.client_name),  # anybody's words: no markup
         )
     return table
 

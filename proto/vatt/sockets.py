@@ -6,6 +6,8 @@ A socket directory holds one folder a device (`host`, or the GPU's UUID) with th
 from __future__ import annotations
 
 import os
+import socket
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +18,29 @@ from vatt.errors import DaemonUnreachable, InvalidRequest
 SOCKET_DIR_VARIABLE = "VATTD_SOCKET_DIR"
 # sun_path holds 108 bytes with its final NUL.
 MAX_PATH_BYTES = 107
+
+
+def make_directory(path: Path) -> None:
+    """For sockets: open to all for root, whose engines may be any user's, else ours alone.
+
+    Raises InvalidRequest for one in which another user could swap the sockets.
+    """
+    mode = 0o755 if os.geteuid() == 0 else 0o700
+    if not path.exists():
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        path.chmod(mode)  # whatever the umask
+    check_directory(path)
+
+
+def check_directory(path: Path) -> None:
+    """Raises InvalidRequest unless the directory is ours or root's, and nobody else may write to it."""
+    facts = path.stat()
+    others_write = facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid not in (os.geteuid(), 0) or others_write:
+        raise InvalidRequest(
+            f"{path} is no safe place for sockets: it must be a directory of yours that no other user may write to "
+            f"(chmod go-w, or choose another --socket-dir)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +74,16 @@ class Sockets:
         """Locked with flock by the vattd that owns these sockets; holds its pid."""
         return self.directory / "lock"
 
-    @property
-    def log(self) -> Path:
-        """Where a detached vattd writes."""
-        return self.directory / "vattd.log"
+
+def _answers(sockets: Sockets) -> bool:
+    """Does somebody listen? A vattd that was killed leaves its sockets behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(str(sockets.handles))
+        except OSError:
+            return False
+    return True
 
 
 def default_socket_dir(environ: Mapping[str, str]) -> Path:
@@ -83,6 +114,8 @@ def find_daemon(socket_dirs: list[Path], device: str | None) -> Sockets:
     """
     found: dict[str, Sockets] = {}
     for directory in socket_dirs:
+        if directory.exists():
+            check_directory(directory)
         for sockets in sorted(directory.glob("*/engine.sock")):
             found.setdefault(sockets.parent.name, Sockets(sockets.parent))
     if device is not None:
@@ -92,6 +125,9 @@ def find_daemon(socket_dirs: list[Path], device: str | None) -> Sockets:
     elif len(found) == 1:
         return next(iter(found.values()))
     elif found:
+        found = {name: sockets for name, sockets in found.items() if _answers(sockets)} or found
+        if len(found) == 1:
+            return next(iter(found.values()))
         raise InvalidRequest(f"several vattd run here ({', '.join(sorted(found))}): say which device")
     else:
         start = "vattd start"

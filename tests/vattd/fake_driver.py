@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from vatt.pages import Extent
+from vatt.pages import ZONE_PAGES, Extent
 from vattention.vmm.driver import Device, DeviceMemory, HandleKind, Placement
 
 
@@ -45,6 +45,10 @@ class FakeDriver:
 
     def memory(self) -> DeviceMemory:
         return DeviceMemory(1 << 30, 1 << 30, len(self.created) * 4096)
+
+    def drop_zone(self, zone: int) -> None:
+        self.calls.append("drop_zone")
+        assert all(page_id // ZONE_PAGES != zone for page_id in self.created)
 
     def close(self) -> None:
         self.created.clear()

@@ -36,7 +36,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize(shares_zone=st.booleans())
     def start(self, shares_zone: bool) -> None:
         self.ledger = make_ledger(shares_zone=shares_zone)
-        self.held: dict[str, set[int]] = {}
+        self.held: dict[str, dict[int, int]] = {}  # session -> page id -> generation
         self.tenant_of: dict[str, str] = {}
         self.data_of: dict[int, str] = {}
         self.generations: set[int] = set()
@@ -47,7 +47,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.count += 1
         session_id = f"s{self.count}"
         self.ledger.open_session(session_id, tenant, UID)
-        self.held[session_id], self.tenant_of[session_id] = set(), tenant
+        self.held[session_id], self.tenant_of[session_id] = {}, tenant
         return session_id
 
     @rule(target=old_runs, session_id=sessions, page_count=st.integers(1, 50), fewest=st.integers(1, 50))
@@ -69,10 +69,11 @@ class LedgerMachine(RuleBasedStateMachine):
             self.data_of[page_id] = self.tenant_of[session_id]
         assert runs[0].generation not in self.generations
         self.generations.add(runs[0].generation)
-        self.held[session_id] |= set(pages)
+        self.held[session_id].update(dict.fromkeys(pages, runs[0].generation))
         assert self.ledger.lease(session_id, f"r{self.count}", page_count, fewest) == runs, "a repeat"
         if page_count % 5 == 0:
-            self.held[session_id] -= set(pages)
+            for page_id in pages:
+                del self.held[session_id][page_id]
             assert self.ledger.cancel(session_id, f"r{self.count}") == len(pages)
             with pytest.raises(LeaseCancelled):
                 self.ledger.lease(session_id, f"r{self.count}", page_count, fewest)
@@ -83,14 +84,12 @@ class LedgerMachine(RuleBasedStateMachine):
         """Any run by any session: only what it holds under that generation comes back, and only once."""
         extent = run.extent if skip >= run.extent.page_count else run.extent.split(run.extent.page_count - skip)[0]
         part = PageRun(extent, run.generation)
-        mine = self.ledger.holds(session_id, part)
-        returned = self.ledger.give_back(session_id, [part])
-        assert returned <= len(self.held[session_id] & set(extent.page_ids))
-        assert not mine or returned == extent.page_count
-        if returned == extent.page_count:
-            self.held[session_id] -= set(extent.page_ids)
-        elif returned:
-            raise AssertionError("part of a run that was only ever returned whole or by its head")
+        held = self.held[session_id]
+        mine = [page_id for page_id in extent.page_ids if held.get(page_id) == run.generation]
+        assert self.ledger.holds(session_id, part) == (len(mine) == extent.page_count)
+        assert self.ledger.give_back(session_id, [part]) == len(mine)
+        for page_id in mine:
+            del held[page_id]
         assert self.ledger.give_back(session_id, [part]) == 0
 
     @rule(session_id=consumes(sessions), unmapped=st.booleans())

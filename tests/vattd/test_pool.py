@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
 from tests.vattd.fake_driver import FakeDriver
-from vatt.errors import DeviceLost, DriverError, OutOfMemory, PageNotHeld, PoolExhausted, ShuttingDown, VattError
+from vatt.errors import (
+    DeviceLost,
+    DriverError,
+    InvalidRequest,
+    OutOfMemory,
+    PageNotHeld,
+    PoolExhausted,
+    SessionFenced,
+    ShuttingDown,
+    VattError,
+)
 from vatt.pages import Extent
-from vattd.driver_thread import DriverThread
+from vattd.driver_thread import GOES_AHEAD_OF, DriverThread, Urgency
 from vattd.ledger import Ledger, PageRun
 from vattd.policy import Purpose, Wish
-from vattd.pool import Pool, PoolLimits
+from vattd.pool import MAX_WAITING_LEASES, Pool, PoolLimits
 from vattd.snapshot import PageState
 from vattd.stock import Stock
 
@@ -37,9 +49,9 @@ class Bench:
     def counts(self) -> dict[str, int]:
         return {state.value: count for state, count in self.ledger.snapshot().pages_by_state.items() if count}
 
-    async def lease(self, session_id: str, page_count: int, **changes: object) -> list[PageRun]:
+    async def lease(self, session_id: str, page_count: int, **changes: Any) -> list[PageRun]:
         self._requests += 1
-        wish = {
+        wish: dict[str, Any] = {
             "session_id": session_id,
             "request_id": f"r{self._requests}",
             "page_count": page_count,
@@ -48,7 +60,7 @@ class Bench:
             "deadline_s": 0.0,
             **changes,
         }
-        return list(await self.pool.lease(Wish(**wish)))  # type: ignore[arg-type]
+        return list(await self.pool.lease(Wish(**wish)))
 
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():  # noqa: ASYNC110 - the pool has no event for every state a test may wait for
@@ -120,10 +132,9 @@ def test_a_wait_is_bounded_by_its_deadline_though_the_device_stays_full() -> Non
     at_work(driver, story)
 
 
-@pytest.mark.parametrize("call", ["destroy", "scrub"])
-def test_pages_that_the_driver_will_not_give_up_are_quarantined_for_good(call: str) -> None:
-    driver = FakeDriver(recycles=call == "scrub")
-    driver.fail = fail_on(call, DriverError("no"))
+def test_pages_that_the_driver_will_not_give_up_are_quarantined_for_good() -> None:
+    driver = FakeDriver()
+    driver.fail = fail_on("destroy", DriverError("no"))
 
     async def story(bench: Bench) -> None:
         for session_id, tenant in (("s", "a"), ("t", "b")):
@@ -133,6 +144,38 @@ def test_pages_that_the_driver_will_not_give_up_are_quarantined_for_good(call: s
         with pytest.raises(PoolExhausted):
             await bench.lease("t", 1)
         assert bench.counts() == {"quarantined": MAX_PAGES}
+
+    at_work(driver, story)
+
+
+def test_pages_that_cannot_be_scrubbed_are_made_anew_and_lent_once_they_can() -> None:
+    driver = FakeDriver(recycles=True, fresh_is_zero=False)
+    driver.fail = fail_on("scrub", OutOfMemory("no room for a context"))
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        with pytest.raises(OutOfMemory, match="context"):
+            await bench.lease("s", 4)
+        assert bench.counts().get("quarantined", 0) == 0
+        driver.fail = lambda call, extent: None
+        late_s = asyncio.get_running_loop().time() + 5
+        assert page_count_of(await bench.lease("s", 4, purpose=Purpose.ADMIT, deadline_s=late_s)) == 4
+
+    at_work(driver, story)
+
+
+def test_a_device_that_is_nearly_full_gives_the_pages_that_it_has() -> None:
+    driver = FakeDriver()
+
+    def fail(call: str, extent: Extent) -> None:
+        if call == "create" and len(driver.created) + extent.page_count > 11:
+            raise OutOfMemory("the device is full")
+
+    driver.fail = fail
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        assert page_count_of(await bench.lease("s", MAX_PAGES, min_page_count=1)) == 11
 
     at_work(driver, story)
 
@@ -224,6 +267,109 @@ def test_an_export_that_fails_half_way_leaves_no_descriptor_open() -> None:
         assert len(os.listdir("/proc/self/fd")) == before
 
     at_work(driver, story)
+
+
+@pytest.mark.parametrize("before_the_driver", [True, False])
+def test_descriptors_of_a_pull_whose_caller_has_gone_are_closed(before_the_driver: bool) -> None:
+    driver = FakeDriver()
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        runs = await bench.lease("s", 4)
+        before = len(os.listdir("/proc/self/fd"))
+        pull = asyncio.create_task(bench.pool.export("s", runs))
+        await asyncio.sleep(0)
+        if not before_the_driver:
+            await bench.until(lambda: driver.calls.count("export") == 4)
+        pull.cancel()
+        await asyncio.gather(pull, return_exceptions=True)
+        await bench.until(lambda: len(os.listdir("/proc/self/fd")) == before)
+        assert driver.calls.count("export") == 4
+
+    at_work(driver, story)
+
+
+def test_a_device_lost_in_an_export_ends_lending() -> None:
+    driver = FakeDriver()
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        runs = await bench.lease("s", 1)
+        driver.fail = fail_on("export", DeviceLost("gone"))
+        with pytest.raises(DeviceLost):
+            await bench.pool.export("s", runs)
+        with pytest.raises(DeviceLost):
+            await bench.lease("s", 1)
+        assert len(bench.broken) == 1
+
+    at_work(driver, story)
+
+
+def test_a_fenced_session_gets_nothing_that_it_waited_for() -> None:
+    async def story(bench: Bench) -> None:
+        for session_id in ("s", "t"):
+            bench.pool.open_session(session_id, "a", 0)
+        await bench.lease("s", MAX_PAGES)
+        late_s = asyncio.get_running_loop().time() + 60
+        waiting = asyncio.create_task(bench.lease("t", 1, purpose=Purpose.ADMIT, deadline_s=late_s))
+        await bench.until(lambda: bench.pool.waiting_pages == 1)
+        bench.pool.fence("t")
+        with pytest.raises(SessionFenced):
+            await waiting
+
+    at_work(FakeDriver(), story)
+
+
+def test_a_tenant_without_session_and_pages_is_forgotten_with_its_zone() -> None:
+    driver = FakeDriver()
+
+    async def story(bench: Bench) -> None:
+        for uid in (1, 2):  # the name is free again
+            bench.pool.open_session("s", "a", uid)
+            await bench.lease("s", 4)
+            bench.pool.end_session("s", unmapped=False)
+            await bench.until(lambda: not bench.ledger.snapshot().tenants)
+        await bench.until(lambda: driver.calls.count("drop_zone") == 2)
+        await bench.until(lambda: bench.counts().get("clean") == 3)
+
+    at_work(driver, story, min_pages=3)
+
+
+def test_a_session_may_have_only_so_many_leases_waiting() -> None:
+    async def story(bench: Bench) -> None:
+        for session_id in ("s", "t"):
+            bench.pool.open_session(session_id, "a", 0)
+        await bench.lease("s", MAX_PAGES)
+        late = {"purpose": Purpose.ADMIT, "deadline_s": asyncio.get_running_loop().time() + 60}
+        waiting = [asyncio.create_task(bench.lease("t", 1, **late)) for _ in range(MAX_WAITING_LEASES)]
+        await bench.until(lambda: bench.pool.waiting_pages == MAX_WAITING_LEASES)
+        with pytest.raises(InvalidRequest, match="wait already"):
+            await bench.lease("t", 1, **late)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert bench.pool.waiting_pages == 0
+
+    at_work(FakeDriver(), story)
+
+
+def test_background_work_is_not_kept_waiting_by_any_number_of_urgent_calls() -> None:
+    async def run() -> int:
+        thread = DriverThread()
+        order: list[str] = []
+        gate = threading.Event()
+        calls: list[asyncio.Future[Any]] = [asyncio.ensure_future(thread.run(Urgency.LEASE, gate.wait))]
+        await asyncio.sleep(0)
+        for urgency, count in ((Urgency.BACKGROUND, 1), (Urgency.EXPORT, 200)):
+            for _ in range(count):
+                calls.append(asyncio.ensure_future(thread.run(urgency, order.append, urgency.name)))
+                await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*calls)
+        thread.close()
+        return order.index("BACKGROUND")
+
+    assert 1 < asyncio.run(run()) <= GOES_AHEAD_OF
 
 
 def test_headroom_is_filled_for_who_is_attached_and_given_back_when_they_go() -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "PhysicalDriver",
     "Placement",
     "default_device",
+    "device_uuid",
     "open_mapping",
     "open_physical",
 ]
@@ -56,6 +57,15 @@ def open_mapping(backend: str, uuid: str, page_size_bytes: int) -> MappingDriver
     from vattention.vmm.cuda_mapping import CudaMapping
 
     return CudaMapping(uuid, page_size_bytes)
+
+
+def device_uuid(device: str) -> str:
+    """What both sides call a device that is named as in `open_physical`. Only a number needs the driver."""
+    if not device.isdecimal():
+        return device
+    from vattention.vmm.cuda_device import find_device
+
+    return find_device(device).uuid
 
 
 def default_device() -> str:

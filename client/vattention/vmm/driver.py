@@ -84,6 +84,9 @@ class PhysicalDriver(Protocol):
 
     def memory(self) -> DeviceMemory: ...
 
+    def drop_zone(self, zone: int) -> None:
+        """Forget a zone without created pages, whose ids will never be used again."""
+
     def close(self) -> None:
         """Release every page still held and the device. Idempotent."""
 

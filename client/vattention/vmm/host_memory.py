@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vatt.errors import OutOfMemory
+from vattention.vmm.os_call import os_call
 
 MIN_HEADROOM_BYTES = 256 << 20
 HEADROOM_DIVISOR = 50  # 2 %
@@ -52,10 +53,13 @@ class HostMemory:
         self._credit_bytes = 0
 
     def read(self) -> Room:
-        """The tightest of all limits; its total is the smallest total of any."""
-        rooms = [self._machine(), *(room for level, files in self._cgroups for room in _cgroup_rooms(level, files))]
+        """The tightest of all limits; its total is the smallest total of any. Raises SystemLimit, DriverError."""
+        rooms = os_call("open", self._rooms)
         tightest = min(rooms, key=lambda room: room.available_bytes)
         return Room(min(room.total_bytes for room in rooms), tightest.available_bytes, tightest.limit)
+
+    def _rooms(self) -> list[Room]:
+        return [self._machine(), *(room for level, files in self._cgroups for room in _cgroup_rooms(level, files))]
 
     def headroom_of(self, total_bytes: int) -> int:
         """What is left alone for everything else that runs here."""

@@ -13,7 +13,6 @@ from vattention.vmm import libc
 from vattention.vmm.driver import Device, DeviceMemory, HandleKind, Placement
 from vattention.vmm.extent_set import ExtentSet
 from vattention.vmm.host_memory import HostMemory
-from vattention.vmm.limits import require_fds
 from vattention.vmm.os_call import os_call
 
 HOST = Device(backend="host", uuid="host", name="host memory")
@@ -101,7 +100,6 @@ class HostPhysical:
     def export(self, page_id: int) -> int:
         extent = Extent(page_id, 1)
         self._check_created(extent, "export")
-        require_fds(1)
         return os_call("dup", os.dup, self._slabs[extent.zone])
 
     def memory(self) -> DeviceMemory:
@@ -139,7 +137,6 @@ class HostPhysical:
     def _slab(self, zone: int, undo: ExitStack) -> int:
         """The zone's slab; a new one goes again when `undo` is unwound."""
         if zone not in self._slabs:
-            require_fds(1)
             self._slabs[zone] = os_call("memfd_create", _make_slab, slab_size_bytes(self.page_size_bytes))
             undo.callback(self.drop_zone, zone)
         return self._slabs[zone]

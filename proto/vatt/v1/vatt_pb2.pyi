@@ -755,7 +755,7 @@ class Daemon(_message.Message):
     incarnation: _builtins.int
     pid: _builtins.int
     state: _builtins.str
-    """"serving", "shutting_down" or "device_lost"."""
+    """"serving", "shutting_down", "device_lost" or "broken" (a bug of ours: nothing is lent any more)."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(

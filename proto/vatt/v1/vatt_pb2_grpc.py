@@ -86,7 +86,8 @@ class EngineServiceServicer:
         """Lends pages to a session. Idempotent per `request_id`: a repeat returns the first answer, less what has been
         returned or cancelled since.
         Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
-        be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others), FAILED_PRECONDITION
+        be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others; SYSTEM_LIMIT: a limit of vattd's
+        process, named in the message), INTERNAL (DRIVER_ERROR: the driver refused, named in the message), FAILED_PRECONDITION
         (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -105,7 +106,7 @@ class EngineServiceServicer:
     def ReturnPages(self, request, context):
         """Returns pages. The caller says by this that it has unmapped them and that the device has stopped using them.
         A page that is not held under its generation (returned before, or never lent to this session) is a success
-        without effect, so retrying is safe.
+        without effect, so retrying is safe. All runs together name at most Attached.max_pages_per_lease pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,7 +67,8 @@ class EngineServiceStub:
     """Lends pages to a session. Idempotent per `request_id`: a repeat returns the first answer, less what has been
     returned or cancelled since.
     Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
-    be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others), FAILED_PRECONDITION
+    be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others; SYSTEM_LIMIT: a limit of vattd's
+    process, named in the message), INTERNAL (DRIVER_ERROR: the driver refused, named in the message), FAILED_PRECONDITION
     (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
     """
     CancelLease: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.CancelLeaseRequest, _vatt_pb2.CancelLeaseResponse]
@@ -78,7 +79,7 @@ class EngineServiceStub:
     ReturnPages: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.ReturnPagesRequest, _vatt_pb2.ReturnPagesResponse]
     """Returns pages. The caller says by this that it has unmapped them and that the device has stopped using them.
     A page that is not held under its generation (returned before, or never lent to this session) is a success
-    without effect, so retrying is safe.
+    without effect, so retrying is safe. All runs together name at most Attached.max_pages_per_lease pages.
     """
     ReportUsage: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.ReportUsageRequest, _vatt_pb2.ReportUsageResponse]
     """Says how many of the leased pages are mapped, for status and metrics; vattd cannot see it. The last word wins.
@@ -103,7 +104,8 @@ class EngineServiceAsyncStub(EngineServiceStub):
     """Lends pages to a session. Idempotent per `request_id`: a repeat returns the first answer, less what has been
     returned or cancelled since.
     Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
-    be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others), FAILED_PRECONDITION
+    be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others; SYSTEM_LIMIT: a limit of vattd's
+    process, named in the message), INTERNAL (DRIVER_ERROR: the driver refused, named in the message), FAILED_PRECONDITION
     (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
     """
     CancelLease: _aio.UnaryUnaryMultiCallable[_vatt_pb2.CancelLeaseRequest, _vatt_pb2.CancelLeaseResponse]  # type: ignore[assignment]
@@ -114,7 +116,7 @@ class EngineServiceAsyncStub(EngineServiceStub):
     ReturnPages: _aio.UnaryUnaryMultiCallable[_vatt_pb2.ReturnPagesRequest, _vatt_pb2.ReturnPagesResponse]  # type: ignore[assignment]
     """Returns pages. The caller says by this that it has unmapped them and that the device has stopped using them.
     A page that is not held under its generation (returned before, or never lent to this session) is a success
-    without effect, so retrying is safe.
+    without effect, so retrying is safe. All runs together name at most Attached.max_pages_per_lease pages.
     """
     ReportUsage: _aio.UnaryUnaryMultiCallable[_vatt_pb2.ReportUsageRequest, _vatt_pb2.ReportUsageResponse]  # type: ignore[assignment]
     """Says how many of the leased pages are mapped, for status and metrics; vattd cannot see it. The last word wins.
@@ -148,7 +150,8 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lends pages to a session. Idempotent per `request_id`: a repeat returns the first answer, less what has been
         returned or cancelled since.
         Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
-        be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others), FAILED_PRECONDITION
+        be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others; SYSTEM_LIMIT: a limit of vattd's
+        process, named in the message), INTERNAL (DRIVER_ERROR: the driver refused, named in the message), FAILED_PRECONDITION
         (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
         """
 
@@ -171,7 +174,7 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vatt_pb2.ReturnPagesResponse, _abc.Awaitable[_vatt_pb2.ReturnPagesResponse]]:
         """Returns pages. The caller says by this that it has unmapped them and that the device has stopped using them.
         A page that is not held under its generation (returned before, or never lent to this session) is a success
-        without effect, so retrying is safe.
+        without effect, so retrying is safe. All runs together name at most Attached.max_pages_per_lease pages.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,144 @@
+"""The workshop: chooses what is to be done to pages, and has the driver do it, a slice at a time.
+
+Between two slices the stock is true. What to do next is asked anew after each one, so there is nothing to cancel.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from vatt.errors import DeviceLost, OutOfMemory, VattError
+from vatt.pages import Extent
+from vattd.driver_thread import DriverThread, Urgency
+from vattd.stock import Shelf, Stock
+from vattention.vmm.driver import PhysicalDriver
+
+log = logging.getLogger(__name__)
+
+# A slice keeps the driver thread from the next call for about a millisecond (host: 1.2 ms for 2 MiB, CUDA: 0.2 ms a
+# page). Where a lease waits for the pages themselves, longer ones make it shorter.
+BACKGROUND_SLICE_BYTES = 2 << 20
+URGENT_SLICE_BYTES = 32 << 20
+# After the device refused to make or scrub even one page, ask again this much later, unless memory comes back before.
+RETRY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Driver work on pages that the stock already shows as being worked on."""
+
+    call: Callable[[Extent], None]
+    extents: list[Extent]
+    finish: Callable[[Extent], None]
+    fail: Callable[[Extent], None]
+    urgency: Urgency
+
+
+class Workshop:
+    """Creates, scrubs and destroys the pages of one stock. Belongs to the pool's one task.
+
+    `shortage` is why the device gave no memory the last time, None once it did; until `retry_s` it is not asked again.
+    """
+
+    def __init__(self, stock: Stock, driver: PhysicalDriver, thread: DriverThread) -> None:
+        self._stock, self._driver, self._thread = stock, driver, thread
+        self._background_pages = max(1, BACKGROUND_SLICE_BYTES // driver.page_size_bytes)
+        self._urgent_pages = max(1, URGENT_SLICE_BYTES // driver.page_size_bytes)
+        # Halved while the device refuses, so that it gives what it has, down to the last page.
+        self._most_pages = self._urgent_pages
+        self._failing: set[str] = set()  # the calls whose last try failed
+        self.shortage: VattError | None = None
+        self.retry_s = 0.0
+
+    def slice_for(self, shelf: Shelf, missing_pages: int, now_s: float) -> Slice | None:
+        """The quickest way to more ready pages on this shelf, or None if there is none."""
+        page_count, urgency = min(missing_pages, self._urgent_pages), Urgency.LEASE
+        return (
+            self._scrub(None, page_count, urgency, now_s)
+            or self._create(shelf, page_count, urgency, now_s)
+            or self._scrub(shelf, page_count, urgency, now_s)
+            or self._destroy(self._stock.begin_destroy_quarantined(page_count), urgency, died=True)
+            or self._destroy(self._stock.begin_destroy_for(shelf, page_count), urgency)
+        )
+
+    def quarantine_slice(self) -> Slice | None:
+        """The memory of the dead comes back."""
+        extents = self._stock.begin_destroy_quarantined(self._background_pages)
+        return self._destroy(extents, Urgency.BACKGROUND, died=True)
+
+    def headroom_slice(self, shelf: Shelf, missing_pages: int, now_s: float) -> Slice | None:
+        """Pages ahead of a tenant's need; never at another one's cost."""
+        page_count, urgency = min(missing_pages, self._background_pages), Urgency.BACKGROUND
+        return self._scrub(None, page_count, urgency, now_s) or self._create(shelf, page_count, urgency, now_s)
+
+    def stock_up_slice(self, missing_pages: int, now_s: float) -> Slice | None:
+        """Pages up to the pool's minimum, wherever they are best put."""
+        page_count = min(missing_pages, self._background_pages)
+        return self._create(self._stock.shelf_to_stock_up(), page_count, Urgency.BACKGROUND, now_s)
+
+    def trim_slice(self, surplus_pages: int, idle: Iterable[Shelf]) -> Slice | None:
+        """Idle pages of tenants that have no session go back to the device."""
+        page_count = min(surplus_pages, self._background_pages)
+        return self._destroy(self._stock.begin_destroy_idle(page_count, among=idle), Urgency.BACKGROUND)
+
+    async def do(self, work: Slice, now: Callable[[], float]) -> None:
+        """Make the slice's driver calls. What a failed call was for goes where `fail` says. Raises DeviceLost."""
+        for extent in work.extents:
+            try:
+                await self._thread.run(work.urgency, work.call, extent)
+            except DeviceLost:
+                work.fail(extent)
+                raise
+            except VattError as error:
+                work.fail(extent)
+                self._failed(work, extent, error, now())
+            else:
+                work.finish(extent)
+                self._succeeded(work)
+
+    def _create(self, shelf: Shelf | None, page_count: int, urgency: Urgency, now_s: float) -> Slice | None:
+        if now_s < self.retry_s:
+            return None
+        extents = self._stock.begin_create(shelf, min(page_count, self._most_pages))
+
+        def finish(extent: Extent) -> None:
+            self._stock.finish_create(extent, clean=self._driver.fresh_is_zero)
+            self._most_pages = min(2 * self._most_pages, self._urgent_pages)
+
+        return Slice(self._driver.create, extents, finish, self._stock.fail_create, urgency) if extents else None
+
+    def _scrub(self, shelf: Shelf | None, page_count: int, urgency: Urgency, now_s: float) -> Slice | None:
+        if now_s < self.retry_s:
+            return None
+        stock, extents = self._stock, self._stock.begin_scrub(shelf, page_count)
+        return Slice(self._driver.scrub, extents, stock.finish_scrub, stock.fail_scrub, urgency) if extents else None
+
+    def _destroy(self, extents: list[Extent], urgency: Urgency, *, died: bool = False) -> Slice | None:
+        # Where a place in a slab outlives its page, a forked child of the dead may still map it: never use it again.
+        retire = died and not self._driver.recycles_across_tenants
+
+        def finish(extent: Extent) -> None:
+            self._stock.finish_destroy(extent, retire=retire)
+
+        return Slice(self._driver.destroy, extents, finish, self._stock.fail_destroy, urgency) if extents else None
+
+    def _failed(self, work: Slice, extent: Extent, error: VattError, now_s: float) -> None:
+        name = work.call.__name__
+        if name == "create" and isinstance(error, OutOfMemory) and extent.page_count > 1:
+            self._most_pages = max(1, extent.page_count // 2)
+            return
+        if name not in self._failing:  # said once, not at every try
+            log.warning("%s of %d pages failed: %s", name, extent.page_count, error)
+            self._failing.add(name)
+        if name != "destroy":
+            self.shortage = error
+            self.retry_s = now_s + RETRY_S
+
+    def _succeeded(self, work: Slice) -> None:
+        if work.call.__name__ in self._failing:
+            log.info("%s works again", work.call.__name__)
+            self._failing.remove(work.call.__name__)
+        if not self._failing:
+            self.shortage = None
