@@ -31,7 +31,7 @@ test: $(STAMP) ## the whole gate: format, lint, types, tests
 	$(BIN)/python -m pytest -q
 
 soak: $(STAMP) ## the long form of the end-to-end tests: a minute of sharing, 100 kills, on each backend
-	$(BIN)/python -m pytest -q -s --timeout 900 tests/e2e --seconds 60 --kills 100
+	$(BIN)/python -m pytest -q -s --timeout 900 tests/e2e --seconds 60 --kills 100 --back-within-s 0.1
 
 bench: $(STAMP) ## what the daemon costs on this machine
 	@$(BIN)/python -m benchmarks.daemon

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -28,11 +29,13 @@ class Vattd:
     `env` adds to the environment (a simulated driver's); `log` is what it printed, for when a test fails.
     """
 
-    def __init__(self, *arguments: str, device: str = "host", env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, device: str | None = "host", env: Mapping[str, str] | None = None) -> None:
         # Not pytest's tmp_path: a socket's path must stay short.
         self.socket_dir = Path(tempfile.mkdtemp(prefix="vattd-"))
         self.log_path = self.socket_dir / "vattd.log"
-        self._command = [sys.executable, "-m", "vattd", "start", "--gpu", device, "--socket-dir", str(self.socket_dir)]
+        self._command = [sys.executable, "-m", "vattd", "start", "--socket-dir", str(self.socket_dir)]
+        if device is not None:
+            self._command += ["--gpu", device]
         if "--metrics-address" not in arguments:
             self._command += ["--metrics-address", "off"]
         self._command += arguments
@@ -67,9 +70,16 @@ class Vattd:
     def pid(self) -> int:
         return self.process.pid
 
-    def status(self) -> pb.GetStatusResponse:
+    @contextmanager
+    def admin(self) -> Iterator[Callable[[], pb.GetStatusResponse]]:
+        """Asks for status over and over on one connection."""
         with grpc.insecure_channel(f"unix:{self.sockets.admin}") as channel:
-            return vatt_pb2_grpc.AdminServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=10)
+            stub = vatt_pb2_grpc.AdminServiceStub(channel)
+            yield lambda: stub.GetStatus(pb.GetStatusRequest(), timeout=10)
+
+    def status(self) -> pb.GetStatusResponse:
+        with self.admin() as ask:
+            return ask()
 
     def pages(self) -> dict[str, int]:
         """Pages by state."""

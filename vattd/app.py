@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import click
 
-from vatt.errors import DaemonUnreachable, VattError
+from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
 from vatt.sockets import Sockets, default_socket_dir, find_daemon, make_directory, search_dirs
 from vattd import __version__
 from vattd.config import DEFAULT_HEADROOM, DEFAULT_METRICS_ADDRESS, Config, parse_address, parse_page_size
@@ -89,6 +89,8 @@ def start(
 ) -> None:
     """Own a device's pages and lend them, until SIGTERM.
 
+    A SIZE is in binary units, however it is written: 8GiB, 8G and 8gb are the same.
+
     \b
     Examples:
       vattd start                        GPU 0, or host memory where there is none
@@ -108,6 +110,9 @@ def start(
             metrics_address=parse_address(metrics_address),
             exit_with_parent=exit_with_parent,
         )
+    except InvalidRequest as error:
+        raise click.UsageError(str(error)) from error
+    try:
         status = _start_detached(socket_dir) if detach else _start(config, ready)
     except (VattError, OSError) as error:
         with suppress(OSError):  # who waited may have gone
@@ -164,7 +169,8 @@ def _start_detached(socket_dir: Path) -> int:
     answer = json.loads(line) if line else {"error": f"vattd ended with status {child.wait()}: see {log_path}"}
     if "error" in answer:
         _fail(answer["error"], EXIT_REFUSED)
-    click.echo(f"vattd serves {answer['device']} (pid {answer['pid']}), log in {log_path}", err=True)
+    where = f"(pid {answer['pid']}), metrics {answer['metrics']}, log in {log_path}"
+    click.echo(f"vattd serves {answer['device']} {where}", err=True)
     child.returncode = 0  # it is not ours to wait for: no warning about a child that still runs
     return 0
 

@@ -26,9 +26,12 @@ def make_directory(path: Path) -> None:
     Raises InvalidRequest for one in which another user could swap the sockets.
     """
     mode = 0o755 if os.geteuid() == 0 else 0o700
-    if not path.exists():
-        path.mkdir(mode=mode, parents=True, exist_ok=True)
-        path.chmod(mode)  # whatever the umask
+    try:
+        if not path.exists():
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            path.chmod(mode)  # whatever the umask
+    except OSError as error:
+        raise InvalidRequest(f"cannot make {path} ({error.strerror}): choose another --socket-dir") from error
     check_directory(path)
 
 

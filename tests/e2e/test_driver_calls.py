@@ -50,7 +50,7 @@ def test_in_steady_state_a_page_costs_one_map_one_unmap_and_its_run_one_set_acce
 
 def test_two_daemons_cannot_own_one_gpu_even_from_two_socket_directories() -> None:
     with World(memory_bytes=1024 * MIB) as world, Vattd(device="0", env=world.env()) as first:
-        with pytest.raises(RuntimeError, match=rf"runs already \(pid {first.pid}\)"):
+        with pytest.raises(RuntimeError, match="runs already"):
             Vattd(device="0", env=world.env())
         assert first.status().device.uuid == f"GPU-{world.uuids[0]}"
 

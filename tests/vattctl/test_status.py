@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 from tests.daemon import Vattd, run_command
 from tests.raw_engine import RawEngine
@@ -54,6 +55,27 @@ def test_a_daemon_that_died_is_unreachable_too() -> None:
         result = run_command(["vattctl", "status", "--socket-dir", str(vattd.socket_dir)])
     assert result.returncode == 3
     assert "`vattd start --gpu host`" in result.stderr
+
+
+def test_a_socket_that_a_killed_daemon_left_does_not_count() -> None:
+    with Vattd("--pool-max", "64MiB") as vattd:
+        dead = vattd.socket_dir / "GPU-dead"
+        dead.mkdir(mode=0o700)
+        with socket.socket(socket.AF_UNIX) as left_behind:
+            left_behind.bind(str(dead / "engine.sock"))
+        result = run_command(["vattctl", "status", "--socket-dir", str(vattd.socket_dir)])
+        assert result.returncode == 0, result.stderr
+
+
+def test_a_clients_name_is_shown_as_it_is() -> None:
+    name = "[/red] :smile:"
+    with (
+        Vattd("--pool-max", "64MiB") as vattd,
+        RawEngine(vattd.sockets, "chat", client_name=name) as engine,
+    ):
+        result = run_command(["vattctl", "status", "--socket-dir", str(vattd.socket_dir)])
+        assert name in result.stdout
+        engine.detach()
 
 
 def test_usage_errors_exit_2() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from tests.raw_engine import HandleSocket, RawEngine, close_all, in_thread, page
 from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES, MAX_PAGES_PER_LEASE
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
+from vattd.sessions import MAX_SESSIONS_PER_PROCESS
 
 POOL_PAGES = 64
 PAGE = 64 << 10
@@ -317,6 +319,56 @@ def test_a_client_that_does_not_read_holds_up_nobody(vattd: Vattd, engine: RawEn
         deaf.detach()
     assert engine.lease(1)
     engine.detach()
+
+
+def test_pulls_that_are_broken_off_leave_no_descriptor_open(vattd: Vattd) -> None:
+    before = len(os.listdir(f"/proc/{vattd.pid}/fd"))
+    for _ in range(20):
+        with RawEngine(vattd.sockets, "hasty") as hasty:
+            runs = hasty.lease(60)
+            pull = pb.HandlePull(pull_id=1, runs=[leased.run for leased in runs])
+            hasty.handles.socket.send(pull.SerializeToString())
+            assert hasty.detach() == 60
+    deadline_s = time.monotonic() + 10
+    while len(os.listdir(f"/proc/{vattd.pid}/fd")) > before + 2:
+        assert time.monotonic() < deadline_s, "descriptors leak"
+
+
+def test_a_return_of_more_pages_than_there_can_be_is_refused_at_once(vattd: Vattd, engine: RawEngine) -> None:
+    runs = engine.lease(32)
+    absurd = pb.PageRun(first_page_id=0, page_count=1 << 40, generation=1)
+    begin_s = time.monotonic()
+    with pytest.raises(grpc.RpcError) as caught:
+        engine.stub.ReturnPages(pb.ReturnPagesRequest(key=engine.key, runs=[absurd] * 65_536))
+    assert reason_of(caught.value) == "INVALID_REQUEST"
+    assert time.monotonic() - begin_s < 5
+    engine.give_back(runs)
+
+
+def test_a_process_may_have_only_so_many_sessions(vattd: Vattd) -> None:
+    with ExitStack() as stack:
+        engines = []
+        for _ in range(MAX_SESSIONS_PER_PROCESS):
+            engines.append(stack.enter_context(RawEngine(vattd.sockets, "many")))
+            engines[-1].handles.close()  # a session without a connection counts as well
+        with pytest.raises(grpc.RpcError) as caught:
+            RawEngine(vattd.sockets, "many")
+        assert reason_of(caught.value) == "INVALID_REQUEST"
+        for engine in engines:
+            engine.detach()
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;owned\x07", "x" * 257, "two\nlines"])
+def test_a_clients_name_that_could_harm_a_terminal_is_refused(vattd: Vattd, name: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        RawEngine(vattd.sockets, client_name=name)
+    assert reason_of(caught.value) == "INVALID_REQUEST"
+
+
+def test_a_name_of_any_length_gets_a_short_answer(vattd: Vattd) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        RawEngine(vattd.sockets, "a" * 100_000)
+    assert reason_of(caught.value) == "INVALID_REQUEST"
 
 
 def test_a_session_whose_stream_breaks_is_fenced_keeps_its_pages_and_can_come_back(vattd: Vattd) -> None:

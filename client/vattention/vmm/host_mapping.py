@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from vatt.errors import DriverError
+from vatt.errors import DriverError, SystemLimit
 from vatt.pages import ZONE_PAGES, Extent
 from vattention.vmm import libc
 from vattention.vmm.driver import HandleKind, Placement
@@ -52,7 +52,7 @@ class HostMapping:
         # mmap aligns to the system's page only: reserve a page more, then trim both ends.
         slack_bytes = self.page_size_bytes - os.sysconf("SC_PAGE_SIZE")
         with ExitStack() as undo:
-            start = os_call("mmap", libc.mmap, 0, size_bytes + slack_bytes, libc.PROT_NONE, _RESERVED)
+            start = _reserve(size_bytes + slack_bytes)
             undo.callback(libc.munmap, start, size_bytes + slack_bytes)
             address = -(-start // self.page_size_bytes) * self.page_size_bytes
             if address > start:
@@ -137,6 +137,16 @@ class HostMapping:
 def _put_back(address: int, size_bytes: int) -> None:
     """Make a range reserved and empty again, in one call; with equal neighbours it merges into one mapping."""
     os_call("mmap", libc.mmap, address, size_bytes, libc.PROT_NONE, _RESERVED | libc.MAP_FIXED)
+
+
+def _reserve(size_bytes: int) -> int:
+    try:
+        return libc.mmap(0, size_bytes, libc.PROT_NONE, _RESERVED)
+    except (OSError, OverflowError) as error:
+        raise SystemLimit(
+            f"no room for an address range of {size_bytes} bytes: a process has 128 TiB of addresses on most machines, "
+            "or what `ulimit -v` leaves; ask for fewer slots or a shorter context"
+        ) from error
 
 
 def _runs(extents: Sequence[Extent]) -> Iterator[Extent]:
