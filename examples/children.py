@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -50,13 +49,20 @@ async def child(
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.returncode is not None:
-            return
+    """SIGTERM; then SIGKILL, after a while or at once if the wait is cut short."""
+    if process.returncode is not None:
+        return
+    try:
         with suppress(ProcessLookupError):
-            process.send_signal(number)
+            process.terminate()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(process.wait(), END_WITHIN_S)
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(process.wait(), END_WITHIN_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +75,30 @@ class Daemon:
     device: str  # "host", or the GPU's UUID
 
     async def stop(self) -> None:
-        """As an operator would: SIGTERM. Raises ChildFailed if it does not end well."""
-        self.process.terminate()
-        status = await asyncio.wait_for(self.process.wait(), END_WITHIN_S)
+        """As an operator would: SIGTERM. Raises ChildFailed if it does not end, or not well."""
+        with suppress(ProcessLookupError):  # it has just ended: its status says how
+            self.process.terminate()
+        try:
+            status = await asyncio.wait_for(self.process.wait(), END_WITHIN_S)
+        except asyncio.TimeoutError:
+            raise ChildFailed("vattd", f"did not end within {END_WITHIN_S:.0f} s of SIGTERM", self.log) from None
         if status != 0:
             raise ChildFailed("vattd", f"ended with status {status}", self.log)
 
 
 @asynccontextmanager
 async def daemon(directory: Path, options: Sequence[str]) -> AsyncIterator[Daemon]:
-    """vattd with its sockets in `directory`, from the moment it serves."""
+    """vattd with its sockets in `directory`, from the moment it serves. Raises ChildFailed if it never does."""
     log = directory / "vattd.log"
     command = [sys.executable, "-m", "vattd", "start", "--socket-dir", str(directory), "--metrics-address", "off"]
     with _pipe() as (ready, ready_end):
         command += [*options, "--ready-fd", str(ready_end.fileno()), "--exit-with-parent"]
         async with child(command, log, pass_fds=[ready_end.fileno()]) as process:
             ready_end.close()
-            line = await asyncio.wait_for(asyncio.to_thread(ready.readline), START_WITHIN_S)
+            try:
+                line = await asyncio.wait_for(asyncio.to_thread(ready.readline), START_WITHIN_S)
+            except asyncio.TimeoutError:
+                raise ChildFailed("vattd", f"did not start within {START_WITHIN_S:.0f} s", log) from None
             facts = json.loads(line) if line else {"error": "it wrote nothing"}
             if "error" in facts:
                 raise ChildFailed("vattd", f"did not start: {facts['error']}", log)

@@ -36,6 +36,7 @@ POOL_MAX = "384MiB"
 STATUS_AFTER_TOKENS = 16
 ALL_BACK_WITHIN_S = 10.0
 WIDTH = 100
+INTERRUPTED = 130  # the exit status of what Ctrl-C ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,6 @@ async def run(console: Console) -> None:
     started_s = time.monotonic()
     device, why = device_for_demo()
     console.print(f"vattd runs on {'host memory' if device == 'host' else f'GPU {device}'}: {why}")
-    smollm2.unpack()
     threads = max(1, len(os.sched_getaffinity(0)) // len(TENANTS))
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vattd-demo-")))
@@ -241,8 +241,7 @@ def console_for(stream_is_terminal: bool) -> Console:
     return Console(width=width, highlight=False)
 
 
-async def main() -> int:
-    console = console_for(sys.stdout.isatty())
+async def main(console: Console) -> int:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -251,11 +250,19 @@ async def main() -> int:
     except DemoFailed as error:
         console.print(f"The demo failed: {error}", style="bold red", markup=False)
         return 1
-    except asyncio.CancelledError:
-        console.print("Stopped; every process has ended.")
-        return 130
     return 0
 
 
+def start() -> int:
+    """The demo's exit status. Ctrl-C and SIGTERM end the children; a second one does not wait for those that linger."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop has a handler of its own
+    try:
+        smollm2.unpack()  # long, the first time; inside the loop it would hold up Ctrl-C
+        return asyncio.run(main(console_for(sys.stdout.isatty())))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("Stopped.", flush=True)
+        return INTERRUPTED
+
+
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(start())

@@ -14,7 +14,8 @@ from examples.messages import DYNAMIC, VATT, Ready, Result
 from examples.smollm2 import NAME
 from vatt.sizes import format_size
 
-PROMPT_CHARACTERS = 90
+# Where the speed table has room to say what was read as well.
+WIDE = 100
 
 
 def print_plan(console: Console, ready: dict[str, Ready], pool_max: str, threads: int) -> None:
@@ -37,8 +38,7 @@ def print_texts(console: Console, results: dict[str, list[Result]]) -> None:
                 continue
             for answer in run.answers:
                 head = " ".join(answer.prompt.split())
-                head = head if len(head) <= PROMPT_CHARACTERS else head[: PROMPT_CHARACTERS - 3] + "..."
-                console.print(f"> {head}", style="bold", markup=False)
+                console.print(f"> {head}", style="bold", markup=False, no_wrap=True, overflow="ellipsis")
                 for line in answer.text.splitlines():
                     console.print(indent(fill(line, console.width - 4), "  "), markup=False)
                 console.print()
@@ -74,19 +74,34 @@ def print_memory(console: Console, ready: dict[str, Ready], status: dict[str, An
 
 
 def print_speed(console: Console, results: dict[str, list[Result]]) -> None:
-    table = Table(
-        title="Speed: tokens written a second, with the time to read the prompts", title_justify="left", box=SIMPLE_HEAD
-    )
-    for heading in ("Tenant", "Prompts", "Read", "Written", "Cache", "Tokens/s", "Time", "CPU time"):
-        table.add_column(heading, justify="left" if heading in ("Tenant", "Cache") else "right", no_wrap=True)
-    for tenant, runs in results.items():
-        for cache, name in ((VATT, "vattd's pages"), (DYNAMIC, "DynamicCache")):
-            done = [run for run in runs if run.cache == cache]
-            answers = [answer for run in done for answer in run.answers]
-            written = sum(len(answer.token_ids) for answer in answers)
-            read = sum(answer.prompt_tokens for answer in answers)
-            duration_s, cpu_s = sum(run.duration_s for run in done), sum(run.cpu_s for run in done)
-            whose = (tenant, str(len(answers)), f"{read:,}", f"{written:,}") if cache == VATT else ("", "", "", "")
-            table.add_row(*whose, name, f"{written / duration_s:.1f}", f"{duration_s:.1f} s", f"{cpu_s:.1f} s")
+    table = Table(title="Tokens written a second, reading the prompts included", title_justify="left", box=SIMPLE_HEAD)
+    read_too = console.width >= WIDE
+    rows = [
+        _speed_row(tenant, [run for run in runs if run.cache == cache], name, first=cache == VATT, read_too=read_too)
+        for tenant, runs in results.items()
+        for cache, name in ((VATT, "vattd's pages"), (DYNAMIC, "DynamicCache"))
+    ]
+    counts = ["Prompts", "Read", "Written"] if read_too else ["Written"]
+    headings = ["Tenant", *counts, "Cache", "Tok/s", "Time s", "CPU s"]
+    for heading, cells in zip(headings, zip(*rows, strict=True), strict=True):
+        if heading in ("Tenant", "Cache"):
+            table.add_column(heading, overflow="fold")
+        else:  # half a figure is a wrong one
+            width = max(map(len, (heading, *cells)))
+            table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     console.print()
+
+
+def _speed_row(tenant: str, runs: list[Result], cache_name: str, *, first: bool, read_too: bool) -> list[str]:
+    """One cache's row; what holds for both caches of a tenant stands in the first only."""
+    answers = [answer for run in runs for answer in run.answers]
+    written = sum(len(answer.token_ids) for answer in answers)
+    read = sum(answer.prompt_tokens for answer in answers)
+    duration_s, cpu_s = sum(run.duration_s for run in runs), sum(run.cpu_s for run in runs)
+    counts = [f"{len(answers)}", f"{read:,}", f"{written:,}"] if read_too else [f"{written:,}"]
+    whose = [tenant, *counts]
+    figures = [f"{written / duration_s:.1f}", f"{duration_s:,.1f}", f"{cpu_s:,.1f}"]
+    return [*(whose if first else [""] * len(whose)), cache_name, *figures]

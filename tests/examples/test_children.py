@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from examples.children import EngineProcess, child, output_of
+from examples import children
+from examples.children import Daemon, EngineProcess, child, daemon, output_of
 from examples.errors import ChildFailed, DemoFailed
 from examples.messages import Finished, Progress, encode
 
+# Says that it is ready, and then minds no SIGTERM.
+STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
 ECHO = "import sys; [print(line, end='', flush=True) for line in sys.stdin]"
 
 
@@ -51,6 +54,50 @@ def test_an_engine_that_ends_is_an_error_with_its_last_words(tmp_path: Path) -> 
             assert await engine.hear() == Progress(1)
             with pytest.raises(ChildFailed, match=r"engine of chat ended with status 1(?s:.*)out of ink"):
                 await engine.hear()
+
+    run(work())
+
+
+def test_a_child_that_minds_no_sigterm_is_killed_at_once_when_the_wait_for_it_is_cut_short(tmp_path: Path) -> None:
+    async def work() -> None:
+        running: asyncio.Future[asyncio.subprocess.Process] = asyncio.get_running_loop().create_future()
+
+        async def hold() -> None:
+            async with child([sys.executable, "-c", STUBBORN], tmp_path / "log") as process:
+                assert process.stdout is not None
+                await process.stdout.readline()
+                running.set_result(process)
+
+        holding = asyncio.create_task(hold())
+        process = await running  # and `hold` waits for its end
+        holding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await holding
+        assert process.returncode == -9
+
+    run(work())
+
+
+def test_a_vattd_that_does_not_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "END_WITHIN_S", 0.1)
+
+    async def work() -> None:
+        async with child([sys.executable, "-c", STUBBORN], tmp_path / "log") as process:
+            assert process.stdout is not None
+            await process.stdout.readline()
+            with pytest.raises(ChildFailed, match="vattd did not end within"):
+                await Daemon(process, tmp_path / "log", tmp_path, "host").stop()
+
+    run(work())
+
+
+def test_a_vattd_that_does_not_start_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "START_WITHIN_S", 0.0)
+
+    async def work() -> None:
+        with pytest.raises(ChildFailed, match="vattd did not start within"):
+            async with daemon(tmp_path, ["--gpu", "host", "--pool-max", "8MiB"]):
+                pass
 
     run(work())
 
