@@ -39,7 +39,7 @@ class AttachStream:
         return self._first
 
     def expect_end(self) -> None:
-        """The session is about to detach: its stream's end is no news."""
+        """The session is about to detach, or vattd to stop at our wish: the stream's end is no news."""
         self._closing = True
 
     def close(self) -> None:
@@ -56,7 +56,9 @@ class AttachStream:
                     self._first = response.attached
                 elif response.HasField("notice"):
                     self.last_notice = response.notice
-                    log.warning("vattd says: %s", response.notice.message)
+                    log.log(
+                        logging.DEBUG if self._closing else logging.WARNING, "vattd says: %s", response.notice.message
+                    )
                 self._answered.set()
         except grpc.RpcError as broken:
             error = broken

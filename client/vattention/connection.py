@@ -8,7 +8,8 @@ from pathlib import Path
 
 import grpc
 
-from vatt.errors import VattError, VersionUnsupported
+from vatt import protocol
+from vatt.errors import InvalidRequest, VattError, VersionUnsupported
 from vatt.sockets import Sockets, find_daemon
 from vatt.v1 import vatt_pb2, vatt_pb2_grpc
 from vattention import embedded, fork_guard
@@ -16,14 +17,10 @@ from vattention.attach_stream import AttachStream
 from vattention.config import ClientConfig
 from vattention.handle_socket import HandleConnection
 
-# The versions of the wire that this library speaks.
-MIN_PROTOCOL_VERSION = 1
-MAX_PROTOCOL_VERSION = 1
 ATTACH_TIMEOUT_S = 10.0
-_MAX_MESSAGE_BYTES = 16 << 20
 _CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", protocol.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", protocol.MAX_MESSAGE_BYTES),
     # A channel of one's own: closing it closes this session's connection and nobody else's.
     ("grpc.use_local_subchannel_pool", 1),
     # Repeats are ours to decide (see engine_client), and a Unix socket needs no proxy.
@@ -40,6 +37,12 @@ class Caller:
 
     tenant: str
     client_name: str
+
+    def __post_init__(self) -> None:
+        for name in ("tenant", "client_name"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise InvalidRequest(f"{name} must be a str, not {value!r}")
 
 
 class Connection:
@@ -70,16 +73,22 @@ class Connection:
             daemon = embedded.acquire(device)
             undo.callback(embedded.release, daemon)
             connection = cls(caller, daemon.sockets)
+            daemon.connections.add(connection)
             connection._close_channel.push(undo.pop_all())
         return connection
 
     def resume(self) -> None:
         """Re-attach the session after its stream broke."""
+        self.expect_end()  # vattd ends the old stream, if it is not over yet
         handles, stream, _ = self._attach(resume=self.attached.key)
         broken_handles, broken_stream = self.handles, self.stream
         self.handles, self.stream = handles, stream
         broken_stream.close()
         broken_handles.close()
+
+    def expect_end(self) -> None:
+        """The stream is about to end, and that is no news."""
+        self.stream.expect_end()
 
     def close(self) -> None:
         """Idempotent."""
@@ -99,8 +108,8 @@ class Connection:
             request = vatt_pb2.AttachRequest(
                 token=handles.welcome.token,
                 tenant=self._caller.tenant,
-                min_protocol_version=MIN_PROTOCOL_VERSION,
-                max_protocol_version=MAX_PROTOCOL_VERSION,
+                min_protocol_version=protocol.MIN_VERSION,
+                max_protocol_version=protocol.MAX_VERSION,
                 client_name=self._caller.client_name,
                 resume=resume,
             )
@@ -115,8 +124,8 @@ class Connection:
 
 def _check_versions(welcome: vatt_pb2.HandleWelcome) -> None:
     """vattd checks it too; but a client that it cannot understand should say so itself."""
-    if welcome.max_protocol_version < MIN_PROTOCOL_VERSION or welcome.min_protocol_version > MAX_PROTOCOL_VERSION:
+    if welcome.max_protocol_version < protocol.MIN_VERSION or welcome.min_protocol_version > protocol.MAX_VERSION:
         raise VersionUnsupported(
             f"vattd speaks versions {welcome.min_protocol_version} to {welcome.max_protocol_version} of the wire, this "
-            f"library {MIN_PROTOCOL_VERSION} to {MAX_PROTOCOL_VERSION}: update the older one"
+            f"library {protocol.MIN_VERSION} to {protocol.MAX_VERSION}: update the older one"
         )

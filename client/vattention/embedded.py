@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from vatt.errors import DaemonUnreachable
 from vatt.sockets import MAX_PATH_BYTES, Sockets
@@ -48,12 +49,18 @@ class Ready:
             raise DaemonUnreachable(f"the embedded vattd did not start: {log_tail or 'it wrote nothing'}") from error
 
 
+class StreamUser(Protocol):
+    def expect_end(self) -> None:
+        """The stream with this vattd is about to end, and that is no news."""
+
+
 class EmbeddedDaemon:
     """One child vattd. Made by `acquire`, given up by `release`; the last one out ends it."""
 
     def __init__(self, device: str | None) -> None:
         self._birth = fork_guard.Birth()
         self.users = 0
+        self.connections: weakref.WeakSet[StreamUser] = weakref.WeakSet()
         with ExitStack() as undo:
             self._directory = Path(tempfile.mkdtemp(prefix="vattd-", dir=_short_temporary_dir()))  # mode 0700
             undo.callback(shutil.rmtree, self._directory, ignore_errors=True)
@@ -73,6 +80,8 @@ class EmbeddedDaemon:
         """End the child and remove its sockets. Idempotent; in a forked child it does nothing."""
         if not self.is_here:
             return
+        for connection in list(self.connections):
+            connection.expect_end()
         self._stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 

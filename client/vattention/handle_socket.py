@@ -19,10 +19,9 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from vatt.errors import DaemonUnreachable, SystemLimit, VattError, from_wire
+from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES
 from vatt.v1 import vatt_pb2
 
-MAX_PACKET_BYTES = 16 << 10
-MAX_FDS_PER_MESSAGE = 253  # the kernel's SCM_MAX_FD
 TIMEOUT_S = 10.0
 # Descriptors left to the rest of the process when we open many.
 _SPARE_FDS = 16
@@ -92,7 +91,7 @@ class HandleConnection:
         """Read one packet into `message`; the descriptors that came with it belong to the caller."""
         data, controls, flags, _ = self._call(
             lambda: self._socket.recvmsg(
-                MAX_PACKET_BYTES, socket.CMSG_SPACE(MAX_FDS_PER_MESSAGE * _FD_BYTES), socket.MSG_CMSG_CLOEXEC
+                MAX_HANDLE_PACKET_BYTES, socket.CMSG_SPACE(MAX_FDS_PER_PACKET * _FD_BYTES), socket.MSG_CMSG_CLOEXEC
             )
         )
         fds = array.array("i")
@@ -107,7 +106,7 @@ class HandleConnection:
             if not data:
                 raise DaemonUnreachable("vattd closed the handle socket: see `vattctl status`, or re-attach")
             if flags & socket.MSG_TRUNC:
-                raise VattError(f"a packet of more than {MAX_PACKET_BYTES} bytes on the handle socket")
+                raise VattError(f"a packet of more than {MAX_HANDLE_PACKET_BYTES} bytes on the handle socket")
             try:
                 message.ParseFromString(data)
             except DecodeError as error:
@@ -128,7 +127,7 @@ def room_for_fds() -> int:
     Past the limit the kernel would drop them silently on their way. Raises SystemLimit if there is room for none.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = MAX_FDS_PER_MESSAGE
+    room = MAX_FDS_PER_PACKET
     if limit != resource.RLIM_INFINITY:
         room = min(room, limit - len(os.listdir("/proc/self/fd")) - _SPARE_FDS)
     if room < 1:

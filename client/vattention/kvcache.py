@@ -11,10 +11,11 @@ from typing import Protocol
 
 import torch
 
-from vatt.errors import Closed, InvalidRequest, LimitExceeded, PoolExhausted
+from vatt.errors import Closed, InvalidRequest, LimitExceeded, OutOfMemory, PoolExhausted
 from vatt.pages import Extent
 from vattention import fork_guard
 from vattention.device_fence import Fence, default_fence
+from vattention.integers import as_integer
 from vattention.layout import Geometry, KVCacheSpec, Layout, pages_ahead
 from vattention.mapper import AddressRange, Mapper
 from vattention.page_cache import PageCache
@@ -75,7 +76,7 @@ class KVCache:
         self.spec = spec
         self.geometry = Geometry.of(spec, device.backend, self._mapper.page_size_bytes)
         self.device = torch.device("cuda", device.ordinal) if device.backend == "cuda" else torch.device("cpu")
-        self._fence = fence if fence is not None else default_fence(self.device)
+        self.fence = fence if fence is not None else default_fence(self.device)
         self._range = self._mapper.reserve(self.geometry.virtual_bytes)
         with ExitStack() as undo:
             undo.callback(self._mapper.free, self._range)
@@ -94,6 +95,7 @@ class KVCache:
         stack apart.
         """
         self._check_open()
+        index = as_integer(index, "the layer's index")
         if not 0 <= index < self.spec.num_layers:
             raise InvalidRequest(f"layer {index} of {self.spec.num_layers}")
         return self._layers[index]
@@ -122,9 +124,10 @@ class KVCache:
         Raises InvalidRequest past max_context_length; PoolExhausted, LimitExceeded or OutOfMemory for want of pages.
         """
         with self._lock_open():
-            slots = [(number, self._slots.use(number), count) for number, count in token_counts.items()]
-            for _, _, count in slots:
-                self._check_token_count(count)
+            slots = [
+                (number, self._slots.use(number), self._checked_token_count(count))
+                for number, count in token_counts.items()
+            ]
             if any(self.geometry.pages_for(count) > slot.mapped_pages for _, slot, count in slots):
                 self._map_more(slots)
             for _, slot, count in slots:
@@ -138,7 +141,7 @@ class KVCache:
         """
         with self._lock_open():
             slot = self._slots.use(number)
-            self._check_token_count(token_count)
+            token_count = self._checked_token_count(token_count)
             if token_count > slot.token_count:
                 raise InvalidRequest(f"slot {number} holds {slot.token_count} tokens, fewer than {token_count}")
             keep_pages = self.geometry.pages_for(token_count)
@@ -205,9 +208,11 @@ class KVCache:
             self._check_open()
             yield
 
-    def _check_token_count(self, token_count: int) -> None:
+    def _checked_token_count(self, token_count: int) -> int:
+        token_count = as_integer(token_count, "a slot's token count")
         if not 0 <= token_count <= self.spec.max_context_length:
             raise InvalidRequest(f"{token_count} tokens: a slot holds 0 to {self.spec.max_context_length}")
+        return token_count
 
     def _announce_growth(self) -> None:
         """Tell the page cache what one growth step of every slot would take."""
@@ -220,7 +225,7 @@ class KVCache:
         exact = [max(0, geometry.pages_for(count) - slot.mapped_pages) for _, slot, count in slots]
         try:
             self._map_runs(slots, ahead)
-        except (PoolExhausted, LimitExceeded):
+        except (PoolExhausted, LimitExceeded, OutOfMemory):
             if ahead == exact:
                 raise
             self._map_runs(slots, exact)
@@ -248,7 +253,7 @@ class KVCache:
         page_count = slot.mapped_pages - keep_pages
         if page_count <= 0:
             return
-        (fence or self._fence)()
+        (fence or self.fence)()
         freed: list[Extent] = []
         with ExitStack() as undo:
             for column in range(self.geometry.column_count):

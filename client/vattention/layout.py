@@ -52,6 +52,8 @@ class KVCacheSpec:
         itemsize = getattr(self.dtype, "itemsize", None)
         if not isinstance(itemsize, int) or itemsize < 1:
             raise InvalidRequest(f"dtype must be a torch.dtype, not {self.dtype!r}")
+        if not self.dtype.is_floating_point:
+            raise InvalidRequest(f"keys and values are floating-point numbers, and {self.dtype} holds none")
         if self.layout is not None and not isinstance(self.layout, Layout):
             raise InvalidRequest(f"layout must be a Layout or None, not {self.layout!r}")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import enum
 import logging
 import threading
+import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +22,7 @@ from vattention import fork_guard
 from vattention.config import read_config
 from vattention.connection import Caller, Connection
 from vattention.engine_client import EngineClient, Grant
+from vattention.integers import as_integer
 from vattention.mapper import Mapper
 from vattention.page_cache import PageCache
 from vattention.page_import import GrantedRun, import_runs
@@ -28,6 +30,8 @@ from vattention.page_source import LeasePurpose
 from vattention.vmm import open_mapping
 
 log = logging.getLogger(__name__)
+
+MAX_WAIT_S = 3600.0
 
 
 class SessionState(enum.Enum):
@@ -52,7 +56,9 @@ class Session:
         attached = connection.attached
         self._connection = connection
         self._birth = fork_guard.Birth()
-        self._client = EngineClient(connection.stub, attached.key, attached.max_runs_per_message)
+        self._client = EngineClient(
+            connection.stub, attached.key, attached.max_runs_per_message, attached.max_pages_per_lease
+        )
         self._lock = threading.Lock()
         # Two imports at a time could both find a slab's descriptor missing.
         self._importing = threading.Lock()
@@ -68,17 +74,18 @@ class Session:
         tenant: str,
         *,
         device: str | None = None,
-        socket_dir: Path | None = None,
+        socket_dir: Path | str | None = None,
         client_name: str | None = None,
     ) -> Session:
         """Attach to the vattd of `device` (`host` or a GPU's UUID; None: the only one there is).
 
         Looks in `socket_dir`, else where the environment says; with VATTENTION_DAEMON=embedded a private vattd is
-        started. Raises DaemonUnreachable, TenantDenied, VersionUnsupported, DeviceNotFound.
+        started. Raises InvalidRequest, DaemonUnreachable, TenantDenied, VersionUnsupported, DeviceNotFound.
         """
         with ExitStack() as undo:
-            name = client_name if client_name is not None else f"vattention/{_version()}"
-            connection = Connection.open(Caller(tenant, name), read_config(), device, socket_dir)
+            caller = Caller(tenant, client_name if client_name is not None else f"vattention/{_version()}")
+            directory = _directory(socket_dir) if socket_dir is not None else None
+            connection = Connection.open(caller, read_config(), device, directory)
             undo.callback(connection.close)
             facts = connection.attached
             mapper = Mapper(open_mapping(facts.device.backend, facts.device.uuid, facts.page_size_bytes))
@@ -124,19 +131,22 @@ class Session:
         DaemonUnreachable.
         """
         self._check_usable()
+        page_count = as_integer(page_count, "page_count")
+        min_page_count = as_integer(min_page_count, "min_page_count")
         if page_count < 1 or not 0 <= min_page_count <= page_count:
             raise InvalidRequest(f"a lease of {page_count} pages, at least {min_page_count}")
-        if wait_s < 0 or (wait_s and purpose is not LeasePurpose.ADMIT):
-            raise InvalidRequest("only a lease to ADMIT may wait, and not for less than nothing")
+        _check_wait(wait_s, purpose)
         least = min_page_count or page_count
+        deadline_s = time.monotonic() + wait_s  # for all parts together
         held: list[Extent] = []
         held_count = 0
-        with ExitStack() as undo:
+        with self._closed_meanwhile(), ExitStack() as undo:
             # One request may ask for so many pages at most; the rest is asked for in further ones.
             while held_count < page_count:
                 ask = min(page_count - held_count, self._connection.attached.max_pages_per_lease)
+                left_s = max(0.0, deadline_s - time.monotonic()) if wait_s else 0.0
                 try:
-                    grant = self._client.lease(ask, max(1, min(ask, least - held_count)), purpose, wait_s)
+                    grant = self._client.lease(ask, max(1, min(ask, least - held_count)), purpose, left_s)
                 except (PoolExhausted, LimitExceeded):
                     if held and held_count >= least:
                         break
@@ -180,7 +190,8 @@ class Session:
     def report_usage(self, mapped_pages: int) -> None:
         """Tell vattd how many pages are mapped, for its status. The page cache does it."""
         self._check_usable()
-        self._client.report_usage(mapped_pages)
+        with self._closed_meanwhile():
+            self._client.report_usage(mapped_pages)
 
     def reattach(self) -> None:
         """Go on after the stream broke, as the same session with the same pages.
@@ -199,7 +210,11 @@ class Session:
         self._dependents.add(dependent)
 
     def close(self) -> None:
-        """Close the session's KV caches, return every page, detach. Idempotent; in a forked child it does nothing."""
+        """Close the session's KV caches, return every page, detach. Idempotent; in a forked child it does nothing.
+
+        Raises the first error. If one left pages mapped or in use, vattd keeps them from others until this process
+        ends: it is told nothing but the end of the stream.
+        """
         if not self._birth.is_here:
             return
         with self._lock:
@@ -207,14 +222,15 @@ class Session:
                 return
             self._closed = True
             dependents = list(self._dependents)
-        with ExitStack() as parts:  # runs last to first, and each whatever became of the others
-            parts.callback(self._connection.close)
-            parts.callback(self._detach)
-            parts.callback(self.mapper.close)
-            parts.callback(self.pages.close)
-            for dependent in dependents:
-                parts.callback(dependent.close)
-        self._generation_of.clear()
+        self._client.leave()
+        try:
+            _close_each([*dependents, self.pages])
+            self.mapper.close()
+            # Only here is it sure that no page is mapped or in use: vattd lends what a detached session had to others.
+            self._detach()
+            self._generation_of.clear()
+        finally:
+            self._connection.close()
 
     def __enter__(self) -> Session:
         return self
@@ -231,6 +247,16 @@ class Session:
         why = self._connection.stream.ended
         if why is not None:
             raise SessionFenced(f"session {self.session_id} lost its stream ({why}): reattach() to go on")
+
+    @contextmanager
+    def _closed_meanwhile(self) -> Iterator[None]:
+        """A close() in another thread breaks what is under way anywhere; say what it was."""
+        try:
+            yield
+        except VattError as error:
+            if self._closed and not isinstance(error, Closed):
+                raise Closed("the session was closed meanwhile") from error
+            raise
 
     def _take_in(self, grant: Grant, asked_pages: int) -> list[Extent]:
         """Import what was granted, or cancel the grant."""
@@ -254,6 +280,32 @@ class Session:
             self._client.detach()
         except VattError as error:  # a vattd that is gone holds nothing of ours; a fenced one sees the process end
             log.info("session %s ended without a word to vattd: %s", self.session_id, error)
+
+
+def _close_each(parts: Iterable[Closeable]) -> None:
+    """Close every part, whatever became of the others; then raise the first error."""
+    first: BaseException | None = None
+    for part in parts:
+        try:
+            part.close()
+        except BaseException as error:  # noqa: BLE001  raised below, an interrupt too
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _directory(path: Path | str) -> Path:
+    try:
+        return Path(path)
+    except TypeError as error:
+        raise InvalidRequest(f"socket_dir must be a path, not {path!r}") from error
+
+
+def _check_wait(wait_s: float, purpose: LeasePurpose) -> None:
+    if isinstance(wait_s, bool) or not isinstance(wait_s, (int, float)) or not 0 <= wait_s <= MAX_WAIT_S:
+        raise InvalidRequest(f"wait_s must be 0 to {MAX_WAIT_S:g} seconds, not {wait_s!r}")  # nan is not between
+    if wait_s and purpose is not LeasePurpose.ADMIT:
+        raise InvalidRequest("only a lease to ADMIT may wait")
 
 
 def _page_runs(extent: Extent, generation_of: Mapping[int, int]) -> Iterator[vatt_pb2.PageRun]:

@@ -37,6 +37,17 @@ def test_an_embedded_vattd_is_shared_and_ends_with_its_last_session(monkeypatch:
     assert daemon._process.returncode == 0
 
 
+def await_end(pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:  # it has ended already
+        return
+    try:
+        assert select.select([pidfd], [], [], WAIT_S)[0]
+    finally:
+        os.close(pidfd)
+
+
 @pytest.mark.parametrize("end", ["sys.exit()", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_an_embedded_vattd_dies_with_a_process_that_never_closed_its_session(end: str, tmp_path: Path) -> None:
     # Connected from a thread that ends: the kernel ties a child to the thread that made it.
@@ -49,23 +60,20 @@ connecting.start()
 connecting.join()
 sessions[0].give_back(sessions[0].lease(2))
 (daemon,) = embedded._running.values()
-print(daemon._process.pid, flush=True)
+print(daemon._process.pid, daemon._directory, flush=True)
 {end}
 """
     environ = {**os.environ, "VATTENTION_DAEMON": "embedded", "TMPDIR": str(tmp_path)}
     # vattd's stdout is no copy of ours, so ours ends with the script; its own end is seen through a pidfd.
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environ) as process:
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, text=True) as process:
         assert process.stdout is not None
-        daemon_pid = int(process.stdout.readline())
-        try:
-            pidfd = os.pidfd_open(daemon_pid)
-        except ProcessLookupError:  # it has ended already
-            return
-        try:
-            assert select.select([pidfd], [], [], WAIT_S)[0]
-        finally:
-            os.close(pidfd)
-    assert not list(tmp_path.glob("vattd-*")), "its directory outlived it"
+        assert process.stderr is not None
+        daemon_pid, directory = process.stdout.readline().split()
+        await_end(int(daemon_pid))
+        alarms = process.stderr.read()
+    assert not Path(directory).exists(), "its directory outlived it"
+    assert not alarms
 
 
 def test_an_embedded_vattd_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,12 @@ def test_a_page_group_holds_as_many_tokens_as_the_design_says() -> None:
     assert LLAMA_3_8B.static_reservation_bytes == 8 << 30
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64, torch.int8, "float16"])
+def test_only_floating_point_keys_and_values_are_kept(dtype: Any) -> None:
+    with pytest.raises(InvalidRequest):
+        KVCacheSpec(2, 2, 64, dtype, max_batch_size=4, max_context_length=4096)
+
+
 def test_the_default_layout_follows_the_page_size_of_the_backend() -> None:
     assert Geometry.of(LLAMA_3_8B, "cuda", 2 * MIB).layout is Layout.FUSED
     assert Geometry.of(LLAMA_3_8B, "host", 64 << 10).layout is Layout.PER_LAYER

@@ -91,6 +91,7 @@ def test_a_take_that_is_refused_keeps_what_was_there_and_says_how_much_is_missin
 def test_pages_that_lie_here_are_dealt_without_asking_vattd() -> None:
     source = FakeSource(100)
     with cache_of(source) as cache:
+        cache.set_growth_step(cache, 50)  # else the background gives them back
         cache.put(cache.take([50])[0])
         source.failure = AssertionError("asked")
         cache.take([20, 20])
@@ -128,9 +129,9 @@ def test_the_background_reports_what_is_mapped_when_it_changes() -> None:
 def test_a_bug_in_a_refill_does_not_end_the_background() -> None:
     source = FakeSource(100)
     with cache_of(source) as cache:
-        cache.put(source.free.take(8))
         source.failure = RuntimeError("a bug")
         cache.set_growth_step(cache, 8)
+        cache.put(source.free.take(8))
         cache.take([8])
         with source.changed:
             assert source.changed.wait_for(lambda: source.failures > 0, WAIT_S)

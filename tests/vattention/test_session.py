@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -25,6 +30,7 @@ from vatt.errors import (
 from vatt.pages import Extent, page_count_of
 from vatt.sockets import find_daemon
 from vatt.v1 import vatt_pb2, vatt_pb2_grpc
+from vattention.engine_client import Grant
 from vattention.kvcache import KVCache
 from vattention.layout import KVCacheSpec, Layout
 from vattention.page_source import LeasePurpose
@@ -74,12 +80,29 @@ def test_a_lease_that_makes_no_sense_is_refused(session: Session) -> None:
         lambda: session.lease(0),
         lambda: session.lease(2, min_page_count=3),
         lambda: session.lease(2, min_page_count=-1),
+        lambda: session.lease(1.5),  # type: ignore[arg-type]
+        lambda: session.lease(True),
+        lambda: session.lease(2, min_page_count="1"),  # type: ignore[arg-type]
         lambda: session.lease(1, wait_s=1.0),
-        lambda: session.lease(1, purpose=LeasePurpose.ADMIT, wait_s=-1.0),
+        lambda: session.lease(1, purpose=LeasePurpose.ADMIT, wait_s="1"),  # type: ignore[arg-type]
+        *(
+            functools.partial(session.lease, 1, purpose=LeasePurpose.ADMIT, wait_s=wait_s)
+            for wait_s in (-1.0, 3601.0, float("inf"), float("nan"))
+        ),
     ]
     for call in calls:
         with pytest.raises(InvalidRequest):
             call()
+
+
+def test_who_attaches_and_where_must_make_sense(vattd_socket_dir: Path) -> None:
+    for tenant in (5, None):
+        with pytest.raises(InvalidRequest, match="tenant"):
+            Session.connect(tenant, socket_dir=vattd_socket_dir)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="socket_dir"):
+        Session.connect("tests", socket_dir=5)  # type: ignore[arg-type]
+    with Session.connect("tests", socket_dir=str(vattd_socket_dir)) as session:
+        assert session.state is SessionState.ATTACHED
 
 
 def test_more_than_the_pool_is_refused_and_as_much_as_there_is_can_be_had(session: Session) -> None:
@@ -101,6 +124,39 @@ def test_a_lease_larger_than_one_request_is_asked_for_in_several(session: Sessio
         session.lease(pool_pages)
     assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 30
     session.give_back(pages)
+
+
+def test_the_parts_of_a_lease_wait_no_longer_than_all_together(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session._connection.attached.max_pages_per_lease = 1
+    lease, waits = session._client.lease, []
+
+    def slow(page_count: int, least: int, purpose: LeasePurpose, wait_s: float) -> Grant:
+        waits.append(wait_s)
+        time.sleep(0.06)
+        return lease(page_count, least, purpose, wait_s)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session._client, "lease", slow)
+        session.give_back(session.lease(3, purpose=LeasePurpose.ADMIT, wait_s=0.1))
+    assert 0.1 >= waits[0] > waits[1] > waits[2] == 0
+
+
+def test_pages_are_returned_in_messages_that_vattd_takes(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = session._client
+    monkeypatch.setattr(client, "_max_pages", 4)
+    monkeypatch.setattr(client, "_max_runs", 2)
+    sent: list[list[tuple[int, int]]] = []
+
+    def take(request: vatt_pb2.ReturnPagesRequest, timeout: float) -> vatt_pb2.ReturnPagesResponse:
+        sent.append([(run.first_page_id, run.page_count) for run in request.runs])
+        return vatt_pb2.ReturnPagesResponse()
+
+    monkeypatch.setattr(client._stub, "ReturnPages", take)
+    runs = [(0, 9), (20, 3), (30, 1), (40, 1), (50, 1)]
+    client.return_pages(vatt_pb2.PageRun(first_page_id=first, page_count=count) for first, count in runs)
+    assert sent == [[(0, 4)], [(4, 4)], [(8, 1), (20, 3)], [(30, 1), (40, 1)], [(50, 1)]]
 
 
 def test_an_import_that_fails_gives_the_grant_back(
@@ -167,6 +223,7 @@ def test_a_lost_answer_neither_leaks_nor_doubles_a_lease(
         else:
             with pytest.raises(DaemonUnreachable):
                 session.lease(6)
+            session._client.settle()  # as the next call would
     assert len(asked) == 2
     assert len(set(asked)) == 1
     assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 0
@@ -199,6 +256,121 @@ def test_closing_a_session_closes_its_caches_and_returns_everything(vattd_socket
     for call in (lambda: session.lease(1), session.reattach, lambda: cache.grow(0, 2000)):
         with pytest.raises(Closed):
             call()
+
+
+class BrokenFence:
+    """A device that does not answer, until it is mended."""
+
+    def __init__(self) -> None:
+        self.is_broken = True
+
+    def __call__(self) -> None:
+        if self.is_broken:
+            raise RuntimeError("the device does not answer")
+
+
+def test_pages_that_may_be_in_use_stay_leased_when_a_session_is_closed(vattd_socket_dir: Path) -> None:
+    session = Session.connect("closing", socket_dir=vattd_socket_dir)
+    fence = BrokenFence()
+    other, cache = KVCache(session, SPEC), KVCache(session, SPEC, fence=fence)
+    other.grow(other.acquire_slot(), 100)
+    cache.grow(cache.acquire_slot(), 1000)
+    k, _ = cache.layer(1)
+    k[0, :1000] = 3.0
+    mapped_pages = cache.stats().mapped_bytes // session.page_size_bytes
+    with pytest.raises(RuntimeError, match="does not answer"):
+        session.close()
+    assert session.state is SessionState.CLOSED
+    assert pages_leased(vattd_socket_dir, session) == session.leased_pages == mapped_pages
+    assert k[0, :1000].sum() == 3.0 * 1000 * 2 * 64
+    fence.is_broken = False
+    cache.close()
+    session.mapper.close()
+
+
+def test_pages_that_could_not_be_unmapped_stay_leased_when_a_session_is_closed(
+    vattd_socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.connect("closing", socket_dir=vattd_socket_dir)
+    session.lease(3)
+    close = session.mapper.close
+
+    def fail() -> None:
+        raise DriverError("no", call="close")
+
+    monkeypatch.setattr(session.mapper, "close", fail)
+    with pytest.raises(DriverError):
+        session.close()
+    assert pages_leased(vattd_socket_dir, session) == 3
+    close()
+
+
+def test_threads_at_work_in_a_session_that_is_closed_are_told_so(vattd_socket_dir: Path) -> None:
+    for _ in range(5):
+        session = Session.connect("closing", socket_dir=vattd_socket_dir)
+        ends: list[BaseException] = []
+        working = threading.Barrier(4 + 1)
+
+        def work(session: Session, ends: list[BaseException], working: threading.Barrier) -> None:
+            working.wait(WAIT_S)
+            try:
+                while True:
+                    session.give_back(session.lease(3))
+                    session.report_usage(0)
+            except BaseException as error:  # noqa: BLE001  looked at below
+                ends.append(error)  # noqa: B023  it is bound by this very handler
+
+        threads = [threading.Thread(target=work, args=(session, ends, working)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        working.wait(WAIT_S)
+        time.sleep(0.02)
+        session.close()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert [type(error) for error in ends] == [Closed] * 4, ends
+
+
+def test_a_hung_vattd_holds_up_neither_growth_nor_close(own_vattd: Vattd) -> None:
+    with ExitStack() as undo:
+        session = Session.connect("hung", socket_dir=own_vattd.socket_dir)
+        cache = KVCache(session, SPEC)
+        slot = cache.acquire_slot()
+        cache.grow(slot, 100)
+        session.pages.set_growth_step(cache, 0)
+        with session.pages._leasing:  # no refill is under way
+            own_vattd.process.send_signal(signal.SIGSTOP)
+        undo.callback(own_vattd.process.send_signal, signal.SIGCONT)
+        began_s = time.monotonic()
+        with pytest.raises(DaemonUnreachable):
+            cache.grow(slot, 4096)
+        assert time.monotonic() - began_s < 3.5
+        began_s = time.monotonic()
+        session.close()
+        assert time.monotonic() - began_s < 5
+
+
+def test_a_growth_that_a_hung_vattd_left_open_is_taken_back_later(own_vattd: Vattd) -> None:
+    with Session.connect("hung", socket_dir=own_vattd.socket_dir) as session:
+        own_vattd.process.send_signal(signal.SIGSTOP)
+        try:
+            began_s = time.monotonic()
+            with pytest.raises(DaemonUnreachable):
+                session.lease(3)
+            assert time.monotonic() - began_s < 3
+        finally:
+            own_vattd.process.send_signal(signal.SIGCONT)
+        session.give_back(session.lease(1))
+        assert session.leased_pages == pages_leased(own_vattd.socket_dir, session) == 0
+
+
+def test_re_attaching_a_session_that_is_attached_raises_no_alarm(
+    session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    session.reattach()
+    session.give_back(session.lease(1))
+    assert session.state is SessionState.ATTACHED
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_session_whose_stream_broke_is_fenced_until_it_re_attaches(session: Session, vattd_socket_dir: Path) -> None:

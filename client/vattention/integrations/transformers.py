@@ -9,6 +9,7 @@ all rows are as long as the batch (a shorter prompt is padded on the left, as fo
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NoReturn
@@ -69,7 +70,18 @@ class VattCache(Cache):
         # Without heads that share, eager attention gives keys to torch.matmul as they are. It would copy a view with
         # gaps itself, but into another order, in which sums round otherwise than DynamicCache's.
         eager = config._attn_implementation == "eager"
-        return cls(KVCache(session, spec), contiguous_keys=eager and num_kv_heads == config.num_attention_heads)
+        contiguous_keys = eager and num_kv_heads == config.num_attention_heads
+        with ExitStack() as undo:
+            kv_cache = KVCache(session, spec)
+            undo.callback(kv_cache.close)
+            if model.device != kv_cache.device:
+                raise InvalidRequest(
+                    f"the model is on {model.device} and vattd's pages are on {kv_cache.device}: "
+                    f"model.to('{kv_cache.device}')"
+                )
+            cache = cls(kv_cache, contiguous_keys=contiguous_keys)
+            undo.pop_all()
+        return cache
 
     @property
     def kv_cache(self) -> KVCache:
@@ -107,23 +119,23 @@ class VattCache(Cache):
         return slice(self._slots[0], self._slots[-1] + 1) if self._slots else slice(0, 0)
 
     def reset(self) -> None:
-        """Forget the batch and give its pages back."""
+        """Forget the batch and give its pages back. After an error the rows that are left are whole; repeat it."""
+        self._drop_rows(0)
+        self._grown_tokens = 0
         for layer in self._own_layers:
             layer.keep(0)
-        slots, self._slots, self._grown_tokens = self._slots, [], 0
-        for slot in slots:
-            self._kv_cache.free_slot(slot)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens of every row; `tokens_to_remove` is negative, as transformers has it since 5.23."""
         if tokens_to_remove > 0:
             raise InvalidRequest(f"crop({tokens_to_remove}): say with a negative number how many tokens to remove")
         length = max(0, self.get_seq_length() + tokens_to_remove)
+        fence = functools.cache(self._kv_cache.fence)  # once for all rows: if it fails, no row has changed
+        for slot in self._slots:
+            self._kv_cache.shrink(slot, length, keep_ahead=True, fence=fence)
+        self._grown_tokens = min(self._grown_tokens, length)
         for layer in self._own_layers:
             layer.keep(min(length, layer.get_seq_length()))
-        for slot in self._slots:
-            self._kv_cache.shrink(slot, length, keep_ahead=True)
-        self._grown_tokens = min(self._grown_tokens, length)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self._gather(beam_idx)
@@ -192,11 +204,18 @@ class VattCache(Cache):
         self._slots += added
         for layer in self._own_layers:
             layer.gather(indices)
-        dropped, self._slots = self._slots[count:], self._slots[:count]
-        for layer in self._own_layers:
-            layer.keep(layer.get_seq_length())
-        for slot in dropped:
-            self._kv_cache.free_slot(slot)
+        self._drop_rows(count)
+
+    def _drop_rows(self, row_count: int) -> None:
+        """Free all slots but the first `row_count`, the last one first. No layer looks at a row that is gone."""
+        fence = functools.cache(self._kv_cache.fence)  # once for all rows: if it fails, no row has changed
+        try:
+            while len(self._slots) > row_count:
+                self._kv_cache.free_slot(self._slots[-1], fence=fence)
+                self._slots.pop()
+        finally:
+            for layer in self._own_layers:
+                layer.keep(layer.get_seq_length())
 
 
 class VattLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers' __init_subclass__

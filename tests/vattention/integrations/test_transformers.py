@@ -10,8 +10,9 @@ import torch
 from transformers import Cache, DynamicCache, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from tests.vattention.integrations.tiny_models import CONTEXT_LENGTH, SHAPE, left_padded_batch, tiny_model
-from vatt.errors import Closed, InvalidRequest, PoolExhausted, VattError
+from vatt.errors import Closed, DriverError, InvalidRequest, PoolExhausted, VattError
 from vattention.integrations.transformers import VattCache
+from vattention.kvcache import KVCache
 from vattention.layout import Layout
 from vattention.session import Session
 
@@ -173,6 +174,73 @@ def test_a_refused_growth_leaves_the_cache_as_it_was(make_cache: MakeCache, monk
         with pytest.raises(PoolExhausted):
             cache.update(*random_states(model, 4, 400), 0)
     assert_same_content(cache, theirs)
+
+
+class FailsOnce:
+    """A fence that the device does not answer the first time."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.calls == 1:
+            raise RuntimeError("the device does not answer")
+
+
+@pytest.mark.parametrize("forget", [VattCache.reset, lambda cache: cache.crop(-400)], ids=["reset", "crop"])
+def test_what_the_device_still_uses_is_not_forgotten(
+    make_cache: MakeCache, forget: Callable[[VattCache], None]
+) -> None:
+    model = tiny_model("llama")
+    cache = make_cache(model)
+    theirs = fill_both(model, cache, batch_size=3, token_count=400)
+    mapped_bytes = cache.kv_cache.stats().mapped_bytes
+    fence = cache.kv_cache.fence = FailsOnce()
+    with pytest.raises(RuntimeError, match="does not answer"):
+        forget(cache)
+    assert (cache.batch_size, cache.kv_cache.stats().mapped_bytes) == (3, mapped_bytes)
+    assert_same_content(cache, theirs)
+    forget(cache)
+    assert fence.calls == 2
+    assert cache.kv_cache.stats().mapped_bytes < mapped_bytes
+    assert cache.get_seq_length() == 0
+
+
+def test_a_row_that_could_not_be_freed_is_freed_by_the_next_reset(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama")
+    cache = make_cache(model)
+    theirs = fill_both(model, cache, batch_size=3, token_count=20)
+    free_slot = cache.kv_cache.free_slot
+
+    def refuse_the_middle_row(number: int, *, fence: Callable[[], None]) -> None:
+        if number == 1:
+            raise DriverError("no", call="unmap")
+        free_slot(number, fence=fence)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.kv_cache, "free_slot", refuse_the_middle_row)
+        with pytest.raises(DriverError):
+            cache.reset()
+    theirs.batch_select_indices(torch.tensor([0, 1]))
+    assert_same_content(cache, theirs)
+    cache.reset()
+    assert cache.kv_cache.stats().mapped_bytes == 0
+    fill_both(model, cache, batch_size=4, token_count=10)
+
+
+def test_a_model_elsewhere_than_the_pages_is_refused_and_leaves_no_cache_open(session: Session) -> None:
+    model: Any = tiny_model("llama")
+    model.to("meta")
+    with pytest.raises(InvalidRequest, match=r"on meta and vattd's pages are on cpu: model\.to\('cpu'\)") as refused:
+        VattCache.for_model(model, session, max_batch_size=2)
+    (kv_cache,) = session._dependents  # kept by the traceback
+    assert isinstance(kv_cache, KVCache)
+    with pytest.raises(Closed):
+        kv_cache.stats()
+    del refused
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
