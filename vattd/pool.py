@@ -56,6 +56,7 @@ class PoolLimits:
 class _Answer:
     """What a waiting wish will be told, and how many calls listen: a repeated request waits for the same answer."""
 
+    wish: Wish
     future: asyncio.Future[tuple[PageRun, ...]]
     listeners: int = 0
 
@@ -103,7 +104,7 @@ class Pool:
         if wish.key not in self._answers:
             if self._queue.waiting_of(wish.session_id) >= MAX_WAITING_LEASES:
                 raise InvalidRequest(f"{MAX_WAITING_LEASES} leases of this session wait already")
-            self._answers[wish.key] = _Answer(asyncio.get_running_loop().create_future())
+            self._answers[wish.key] = _Answer(wish, asyncio.get_running_loop().create_future())
             self._queue.add(wish)
         answer = self._answers[wish.key]
         self._changed.set()
@@ -113,7 +114,7 @@ class Pool:
         finally:
             answer.listeners -= 1
             if not answer.listeners and not answer.future.done():  # its callers have gone away
-                self._answer(wish, LeaseCancelled("the caller stopped waiting"))
+                self._answer(answer.wish, LeaseCancelled("the caller stopped waiting"))
 
     def open_session(self, session_id: str, tenant: str, uid: int) -> None:
         """Raises TenantDenied, InvalidRequest."""

@@ -434,6 +434,24 @@ def test_a_repeat_of_a_waiting_request_gets_the_same_answer() -> None:
     at_work(FakeDriver(), story)
 
 
+def test_a_repeat_that_asks_for_something_else_gets_the_answer_of_the_first() -> None:
+    async def story(bench: Bench) -> None:
+        for session_id in ("s", "t"):
+            bench.pool.open_session(session_id, "a", 0)
+        await bench.lease("s", MAX_PAGES)
+        late_s = asyncio.get_running_loop().time() + 60
+        first = asyncio.create_task(bench.lease("t", 2, request_id="x", purpose=Purpose.ADMIT, deadline_s=late_s))
+        await bench.until(lambda: bench.pool.waiting_pages == 2)
+        other = asyncio.create_task(bench.lease("t", 9, request_id="x"))
+        await asyncio.sleep(0)
+        for task in (first, other):
+            task.cancel()
+        await asyncio.gather(first, other, return_exceptions=True)
+        assert bench.pool.waiting_pages == 0
+
+    at_work(FakeDriver(), story)
+
+
 def test_a_running_request_goes_ahead_of_new_ones_that_wait() -> None:
     async def story(bench: Bench) -> None:
         for session_id in ("s", "t"):
