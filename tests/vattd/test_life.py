@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
@@ -228,10 +229,12 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None
 
 
 def test_without_free_descriptors_a_lease_fails_by_name_and_the_daemon_goes_on() -> None:
-    with Vattd("--pool-max", "64MiB") as vattd, RawEngine(vattd.sockets) as engine:
+    with Vattd("--pool-max", "64MiB", "--headroom", "0") as vattd, RawEngine(vattd.sockets) as engine:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        in_use = len(os.listdir(f"/proc/{vattd.pid}/fd"))
-        resource.prlimit(vattd.pid, resource.RLIMIT_NOFILE, (in_use, hard))
+        in_use = set(map(int, os.listdir(f"/proc/{vattd.pid}/fd")))
+        # The limit is on the number that a new descriptor gets, which is the lowest free one.
+        lowest_free = next(number for number in itertools.count() if number not in in_use)
+        resource.prlimit(vattd.pid, resource.RLIMIT_NOFILE, (lowest_free, hard))
         with pytest.raises(grpc.RpcError) as caught:
             engine.lease(512)
         assert reason_of(caught.value) == "SYSTEM_LIMIT"
