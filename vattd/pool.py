@@ -206,14 +206,16 @@ class Pool:
 
     def _next_slice(self, now_s: float) -> Slice | None:
         """What to do next: for the leases that wait, then for the pool. Refuses what nothing can be done for."""
+        somebody_waits = False  # then those behind get nothing, but they need not wait longer than they said
         for wish in self._queue:
             shelf = self.ledger.shelf(wish.session_id)
-            work = self._workshop.slice_for(shelf, wish.page_count - shelf.ready_pages, now_s)
-            if work is not None:
-                return work
+            if not somebody_waits:
+                work = self._workshop.slice_for(shelf, wish.page_count - shelf.ready_pages, now_s)
+                if work is not None:
+                    return work
             if wish.may_wait(now_s):
-                break
-            if shelf.ready_pages >= wish.min_page_count:
+                somebody_waits = True
+            elif shelf.ready_pages >= wish.min_page_count and not somebody_waits:
                 self._grant_waiting(wish)
             else:
                 short = self._workshop.shortage if self._stock.unbacked_pages else None

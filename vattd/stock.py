@@ -88,7 +88,14 @@ class Stock:
         """Does no page, idle or worked on, belong to this shelf? The caller knows that none is lent."""
         if self.shares_zone:
             return not shelf.dirty.page_count
-        worked_on = (self._creating, self._destroying, self._quarantined, self._broken)
+        worked_on = (
+            self._creating,
+            self._fresh,
+            self._scrubbing,
+            self._destroying,
+            self._quarantined,
+            self._broken,
+        )
         zones = {extent.zone for pages in worked_on for extent in pages}
         return not shelf.ready_pages and shelf.zone.number not in zones
 
@@ -182,8 +189,9 @@ class Stock:
             clean = () if shelf.zone.number in used_by_others else (shelf.zone.clean,)
             for source in (shelf.dirty, *clean):
                 extents += source.take(page_count - page_count_of(extents))
-        if not used_by_others:
-            extents += self._fresh.take(page_count - page_count_of(extents))
+        if not used_by_others:  # nobody else could use what belongs to no tenant
+            for source in (self._fresh, *((self._spare.clean,) if self._spare is not None else ())):
+                extents += source.take(page_count - page_count_of(extents))
         return _enter(self._destroying, extents)
 
     def begin_destroy_for(self, shelf: Shelf, page_count: int) -> list[Extent]:

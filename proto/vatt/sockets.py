@@ -27,9 +27,9 @@ def make_directory(path: Path) -> None:
     """
     mode = 0o755 if os.geteuid() == 0 else 0o700
     try:
-        if not path.exists():
-            path.mkdir(mode=mode, parents=True, exist_ok=True)
-            path.chmod(mode)  # whatever the umask
+        for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+            missing.mkdir(mode=mode, exist_ok=True)
+            missing.chmod(mode)  # whatever the umask
     except OSError as error:
         raise InvalidRequest(f"cannot make {path} ({error.strerror}): choose another --socket-dir") from error
     check_directory(path)

@@ -20,6 +20,7 @@ import pytest
 from tests.cudasim import World
 from tests.daemon import Vattd, run_command
 from tests.raw_engine import RawEngine, page_count_of, reason_of
+from vatt.sockets import make_directory
 from vatt.v1 import vatt_pb2 as pb
 
 # However many sessions there are, and whether they read or not.
@@ -256,3 +257,14 @@ def test_a_context_that_finds_no_room_on_the_gpu_is_no_end() -> None:
             assert page_count_of(runs) == 8
             engine.detach()
         assert vattd.pages()["quarantined"] == 0
+
+
+def test_every_folder_that_is_made_for_the_sockets_is_safe(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    before = os.umask(0)
+    try:
+        make_directory(tmp_path / "a" / "b")
+    finally:
+        os.umask(before)
+    for folder in (tmp_path / "a", tmp_path / "a" / "b"):
+        assert not folder.stat().st_mode & 0o022

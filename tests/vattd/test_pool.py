@@ -452,6 +452,42 @@ def test_a_repeat_that_asks_for_something_else_gets_the_answer_of_the_first() ->
     at_work(FakeDriver(), story)
 
 
+def test_who_may_not_wait_long_is_answered_in_time_behind_one_who_may() -> None:
+    async def story(bench: Bench) -> None:
+        now = asyncio.get_running_loop().time
+        for session_id in ("s", "t", "u"):
+            bench.pool.open_session(session_id, "a", 0)
+        await bench.lease("s", MAX_PAGES)
+        patient = asyncio.create_task(bench.lease("t", 2, purpose=Purpose.ADMIT, deadline_s=now() + 60))
+        await bench.until(lambda: bench.pool.waiting_pages == 2)
+        for wait_s in (0.0, 0.05):
+            begin_s = now()
+            with pytest.raises(PoolExhausted):
+                await bench.lease("u", 1, purpose=Purpose.ADMIT, deadline_s=begin_s + wait_s)
+            assert now() - begin_s < 5
+        assert not patient.done()
+        bench.pool.end_session("s", unmapped=True)
+        await patient
+
+    at_work(FakeDriver(), story)
+
+
+@pytest.mark.parametrize("recycles", [True, False])
+def test_when_the_last_tenant_goes_nothing_stays_backed(recycles: bool) -> None:
+    driver = FakeDriver(recycles=recycles, fresh_is_zero=not recycles)
+    driver.page_size_bytes = 2 << 20  # so that a background slice is one page
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        bench.pool.give_back("s", await bench.lease("s", 4))
+        await bench.until(lambda: bench.ledger.shelf("s").ready_pages == 8)
+        bench.pool.end_session("s", unmapped=True)
+        await bench.until(lambda: bench.counts() == {"unbacked": MAX_PAGES})
+        assert not driver.created
+
+    at_work(driver, story, headroom_pages=8)
+
+
 def test_a_running_request_goes_ahead_of_new_ones_that_wait() -> None:
     async def story(bench: Bench) -> None:
         for session_id in ("s", "t"):
