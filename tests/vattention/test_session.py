@@ -17,6 +17,7 @@ import torch
 
 from tests.daemon import Vattd
 from tests.vattention.conftest import POOL_BYTES
+from tests.vattention.failed_call import FailedCall
 from vatt.errors import (
     Closed,
     DaemonUnreachable,
@@ -173,34 +174,6 @@ def test_an_import_that_fails_gives_the_grant_back(
     session.give_back(session.lease(5))
 
 
-class Unavailable(grpc.RpcError, grpc.Call):
-    """What the channel raises when the connection breaks under a call."""
-
-    def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.UNAVAILABLE
-
-    def details(self) -> str:
-        return "the connection broke"
-
-    def trailing_metadata(self) -> tuple[()]:
-        return ()
-
-    def initial_metadata(self) -> tuple[()]:
-        return ()
-
-    def is_active(self) -> bool:
-        return False
-
-    def time_remaining(self) -> float:
-        return 0.0
-
-    def cancel(self) -> bool:
-        return False
-
-    def add_callback(self, callback: object) -> bool:
-        return False
-
-
 @pytest.mark.parametrize("lost_answers", [1, 2])
 def test_a_lost_answer_neither_leaks_nor_doubles_a_lease(
     session: Session, vattd_socket_dir: Path, monkeypatch: pytest.MonkeyPatch, lost_answers: int
@@ -213,7 +186,7 @@ def test_a_lost_answer_neither_leaks_nor_doubles_a_lease(
         answer = lease_pages(request, timeout=timeout)
         asked.append(request.request_id)
         if len(asked) <= lost_answers:
-            raise Unavailable
+            raise FailedCall(grpc.StatusCode.UNAVAILABLE, "the connection broke")
         return answer
 
     with monkeypatch.context() as patched:

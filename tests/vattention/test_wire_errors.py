@@ -1,55 +1,23 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import grpc
 import pytest
 from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2, status_pb2
 
+from tests.vattention.failed_call import FailedCall
 from vatt import errors
 from vattention.wire_errors import from_rpc
 
 
-class Failed(grpc.RpcError, grpc.Call):
-    """A call that failed, as the channel hands it over."""
-
-    def __init__(self, code: grpc.StatusCode, text: str, trailing: Sequence[tuple[str, bytes]] = ()) -> None:
-        self._code, self._text, self._trailing = code, text, trailing
-
-    def code(self) -> grpc.StatusCode:
-        return self._code
-
-    def details(self) -> str:
-        return self._text
-
-    def trailing_metadata(self) -> Sequence[tuple[str, bytes]]:  # type: ignore[override]
-        return self._trailing
-
-    def initial_metadata(self) -> None:  # type: ignore[override]
-        raise NotImplementedError
-
-    def is_active(self) -> bool:
-        return False
-
-    def time_remaining(self) -> float:
-        return 0.0
-
-    def cancel(self) -> bool:
-        return False
-
-    def add_callback(self, callback: object) -> bool:
-        return False
-
-
-def refused(code: grpc.StatusCode, text: str, reason: str, domain: str = "vatt", **fields: int) -> Failed:
+def refused(code: grpc.StatusCode, text: str, reason: str, domain: str = "vatt", **fields: int) -> FailedCall:
     info = error_details_pb2.ErrorInfo(
         domain=domain, reason=reason, metadata={name: str(value) for name, value in fields.items()}
     )
     detail = Any()
     detail.Pack(info)
     status = status_pb2.Status(code=code.value[0], message=text, details=[detail])
-    return Failed(code, text, [("grpc-status-details-bin", status.SerializeToString())])
+    return FailedCall(code, text, [("grpc-status-details-bin", status.SerializeToString())])
 
 
 def test_an_error_comes_back_as_its_class_with_its_numbers() -> None:
@@ -71,16 +39,18 @@ def test_an_error_without_numbers_keeps_its_message(kind: type[errors.VattError]
     "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED]
 )
 def test_a_lost_answer_is_a_daemon_that_cannot_be_reached(code: grpc.StatusCode) -> None:
-    error = from_rpc(Failed(code, "connection reset"))
+    error = from_rpc(FailedCall(code, "connection reset"))
     assert type(error) is errors.DaemonUnreachable
     assert "vattd start" in str(error)
 
 
 def test_what_vattd_did_not_say_is_a_plain_error() -> None:
     strangers = [
-        Failed(grpc.StatusCode.UNIMPLEMENTED, "no such method"),
-        Failed(grpc.StatusCode.INTERNAL, "odd"),
-        Failed(grpc.StatusCode.INTERNAL, "odd", [("grpc-status-details-bin", status_pb2.Status().SerializeToString())]),
+        FailedCall(grpc.StatusCode.UNIMPLEMENTED, "no such method"),
+        FailedCall(grpc.StatusCode.INTERNAL, "odd"),
+        FailedCall(
+            grpc.StatusCode.INTERNAL, "odd", [("grpc-status-details-bin", status_pb2.Status().SerializeToString())]
+        ),
         refused(grpc.StatusCode.INTERNAL, "odd", "POOL_EXHAUSTED", domain="somebody.else"),
         refused(grpc.StatusCode.INTERNAL, "odd", "A_REASON_OF_NEXT_YEAR"),
         refused(grpc.StatusCode.INTERNAL, "odd", "POOL_EXHAUSTED"),  # without its numbers
