@@ -23,9 +23,10 @@ FLAGS = [
 
 SHARED_STATE = ["world.c", "physical.c"]
 DRIVER = ["entry.c", "process.c", "error.c", "device.c", "context.c", "handle.c", "allocation.c"]
-ADDRESSES = ["reservation.c", "mapping.c", "ballast.c", "pointer.c", "transfer.c"]
+WORK = ["work.c", "stream.c", "event.c", "kernel.c", "transfer.c"]
+ADDRESSES = ["reservation.c", "mapping.c", "ballast.c", "pointer.c"]
 LIBRARIES = {
-    "libcuda.so.1": [*DRIVER, *ADDRESSES, *SHARED_STATE],
+    "libcuda.so.1": [*DRIVER, *WORK, *ADDRESSES, *SHARED_STATE],
     "libnvidia-ml.so.1": ["nvml.c", *SHARED_STATE],
     "libcudasim.so": ["control.c", *SHARED_STATE],
 }

@@ -94,4 +94,6 @@ def _command(snippet: str) -> list[str]:
 
 
 def _env(world: World, extra: dict[str, str]) -> dict[str, str]:
-    return os.environ | world.env() | {"PYTHONPATH": str(Path(__file__).parent)} | extra
+    inherited = os.environ.get("PYTHONPATH")
+    paths = [str(Path(__file__).parent), *([inherited] if inherited else [])]
+    return os.environ | world.env() | {"PYTHONPATH": os.pathsep.join(paths)} | extra

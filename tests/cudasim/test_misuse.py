@@ -88,6 +88,8 @@ NEED_INIT = [
     "cu.cuMemSetAccess(PAGE, PAGE, [access()], 1)",
     "cu.cuMemUnmap(PAGE, PAGE)",
     "cu.cuMemsetD8(PAGE, 0, 1)",
+    "cu.cuStreamCreate(0)",
+    "cu.cuEventQuery(1)",
 ]
 
 

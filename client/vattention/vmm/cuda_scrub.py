@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
+from vatt.errors import DriverError
 from vattention.vmm.cuda_call import call, call_at_close
 from vattention.vmm.cuda_map import map_handles, read_write_access
 from vattention.vmm.driver import Device
@@ -49,5 +50,11 @@ class CudaScrubber:
             map_handles(self._scratch, handles, self._page_size_bytes, self._access)
             undo.callback(call, "cuMemUnmap", self._scratch, size_bytes)
             call("cuMemsetD8", self._scratch, 0, size_bytes)
-            # cuMemsetD8 returns before the device has written, and unmapping does not wait for it.
-            call("cuCtxSynchronize")
+            # cuMemsetD8 returns before the device has written, and unmapping does not wait for it: the device would
+            # fault. So a wait that fails is tried once more; if the device is lost, nothing is under way any more.
+            try:
+                call("cuCtxSynchronize")
+            except DriverError:
+                with suppress(DriverError):
+                    call("cuCtxSynchronize")
+                raise

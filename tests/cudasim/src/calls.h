@@ -6,7 +6,8 @@
  *           answers every further piece of work with the same code until the process ends
  *
  * The enum, the names, cuGetProcAddress_v2's table and the counters all come from this one list.
- * EXPORTED is the versioned symbol in the real libcuda where it differs from the name given to cuGetProcAddress. */
+ * EXPORTED is the versioned symbol in the real libcuda where it differs from the name given to cuGetProcAddress.
+ * No real driver has cudasim_launch (kernel.c). */
 #ifndef CUDASIM_CALLS_H
 #define CUDASIM_CALLS_H
 
@@ -28,11 +29,30 @@
     X(cuCtxGetCurrent,                          cuCtxGetCurrent,                          INIT)   \
     X(cuCtxGetDevice,                           cuCtxGetDevice,                           INIT)   \
     X(cuCtxSynchronize,                         cuCtxSynchronize,                         WORK)   \
+    X(cuCtxRecordEvent,                         cuCtxRecordEvent,                         WORK)   \
+    X(cuStreamCreate,                           cuStreamCreate,                           WORK)   \
+    X(cuStreamCreateWithPriority,               cuStreamCreateWithPriority,               WORK)   \
+    X(cuStreamDestroy,                          cuStreamDestroy_v2,                       WORK)   \
+    X(cuStreamSynchronize,                      cuStreamSynchronize,                      WORK)   \
+    X(cuStreamQuery,                            cuStreamQuery,                            WORK)   \
+    X(cuStreamWaitEvent,                        cuStreamWaitEvent,                        WORK)   \
+    X(cuStreamGetCtx,                           cuStreamGetCtx,                           WORK)   \
+    X(cuStreamIsCapturing,                      cuStreamIsCapturing,                      WORK)   \
+    X(cuThreadExchangeStreamCaptureMode,        cuThreadExchangeStreamCaptureMode,        WORK)   \
+    X(cuEventCreate,                            cuEventCreate,                            WORK)   \
+    X(cuEventDestroy,                           cuEventDestroy_v2,                        WORK)   \
+    X(cuEventRecord,                            cuEventRecord,                            WORK)   \
+    X(cuEventQuery,                             cuEventQuery,                             WORK)   \
+    X(cuEventSynchronize,                       cuEventSynchronize,                       WORK)   \
+    X(cuEventElapsedTime,                       cuEventElapsedTime_v2,                    WORK)   \
+    X(cudasim_launch,                           cudasim_launch,                           WORK)   \
     X(cuMemGetInfo,                             cuMemGetInfo_v2,                          WORK)   \
     X(cuMemsetD8,                               cuMemsetD8_v2,                            WORK)   \
     X(cuMemsetD8Async,                          cuMemsetD8Async,                          WORK)   \
     X(cuMemcpyHtoD,                             cuMemcpyHtoD_v2,                          WORK)   \
     X(cuMemcpyDtoH,                             cuMemcpyDtoH_v2,                          WORK)   \
+    X(cuMemcpyDtoD,                             cuMemcpyDtoD_v2,                          WORK)   \
+    X(cuMemcpyDtoDAsync,                        cuMemcpyDtoDAsync_v2,                     WORK)   \
     X(cuMemGetAllocationGranularity,            cuMemGetAllocationGranularity,            WORK)   \
     X(cuMemCreate,                              cuMemCreate,                              WORK)   \
     X(cuMemRelease,                             cuMemRelease,                             WORK)   \

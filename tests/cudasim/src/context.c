@@ -2,11 +2,16 @@
  * memory of its own (hundreds of MiB); a thread has one current context, and memory queries, copies and fills need
  * it.
  *
+ * Streams and events belong to a context and go with it. What becomes of work when its context is released is
+ * undocumented; here it is waited for.
+ *
  * The memory is charged at the first retain and stays charged until the process ends. Only primary contexts exist:
- * PyTorch and the daemon use no others. Streams and events will belong here. */
+ * PyTorch and the daemon use no others. */
 #include "context.h"
 
 #include "device.h"
+#include "event.h"
+#include "stream.h"
 
 struct CUctx_st {
     int retains;
@@ -35,15 +40,25 @@ static CUresult check_live(CUcontext context)
     return context->retains ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
 
-CUresult context_current_device(uint32_t *device)
+CUresult context_device(CUcontext context, uint32_t *device)
 {
     process_lock();
-    CUresult result = check_live(current);
+    CUresult result = check_live(context);
     process_unlock();
     if (!result) {
-        *device = (uint32_t)(current - primary);
+        *device = (uint32_t)(context - primary);
     }
     return result;
+}
+
+CUcontext context_of(uint32_t device)
+{
+    return &primary[device];
+}
+
+CUresult context_current_device(uint32_t *device)
+{
+    return context_device(current, device);
 }
 
 static CUresult retain(CUcontext *context, CUdevice ordinal)
@@ -82,8 +97,12 @@ static CUresult release(CUdevice ordinal)
     }
     process_lock();
     CUresult result = primary[device].retains ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
-    if (!result) {
-        primary[device].retains--;
+    if (!result && --primary[device].retains == 0) {
+        stream_wait_all((uint32_t)device);
+        if (!primary[device].retains) { /* it may have been retained meanwhile */
+            event_forget_all((uint32_t)device);
+            stream_forget_all((uint32_t)device);
+        }
     }
     process_unlock();
     return result;
@@ -119,11 +138,16 @@ static CUresult get_device(CUdevice *ordinal)
     return result;
 }
 
-/* Nothing is asynchronous yet, so there is nothing to wait for. */
 static CUresult synchronize(void)
 {
     uint32_t device;
-    return context_current_device(&device);
+    CUresult result = context_current_device(&device);
+    if (!result) {
+        process_lock();
+        result = stream_wait_all(device);
+        process_unlock();
+    }
+    return result;
 }
 
 static CUresult get_info(size_t *free, size_t *total)

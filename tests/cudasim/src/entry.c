@@ -2,7 +2,8 @@
  *
  * What the real driver does: it is asked by the unversioned name and the CUDA version wanted, and answers with the
  * symbol of that version. Callers may ignore the result, so the pointer is set to NULL for every name that is not
- * simulated. */
+ * simulated, and for the one in CUDASIM_WITHOUT: an old driver. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "process.h"
@@ -26,10 +27,11 @@ EXPORT CUresult cuGetProcAddress_v2(const char *name, void **function, int versi
     if (!name || !function) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    const char *without = getenv("CUDASIM_WITHOUT");
     *function = NULL;
-#define X(call, exported, needs)            \
-    if (!strcmp(name, #call)) {             \
-        *function = (void *)(uintptr_t)exported; \
+#define X(call, exported, needs)                                       \
+    if (!strcmp(name, #call) && (!without || strcmp(name, without))) { \
+        *function = (void *)(uintptr_t)exported;                       \
     }
     CALLS(X)
 #undef X

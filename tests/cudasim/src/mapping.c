@@ -2,7 +2,7 @@
  *
  * What the real driver does: a map attaches one whole allocation to free, reserved addresses and gives no access;
  * access is set for whole mappings without a gap; an unmap takes whole mappings and the range is reserved again.
- * Nothing is synchronised.
+ * Nothing is synchronised: to take away what the device still uses is a fault, and the end of the process here.
  *
  * Here a mapping is the allocation's file, so touching it after an unmap, or writing what is read-only, is a real
  * SIGSEGV. Mappings are MADV_DONTFORK because CUDA's do not survive a fork. Where docs and drivers leave a doubt
@@ -17,6 +17,7 @@
 #include "ballast.h"
 #include "device.h"
 #include "physical.h"
+#include "work.h"
 
 /* The reservation whose mappings make up exactly [start, start + size): no gap, no part of a mapping; else NULL. */
 static struct reservation *whole_mappings(CUdeviceptr start, size_t size)
@@ -124,6 +125,7 @@ static CUresult unmap(CUdeviceptr start, size_t size)
     process_lock();
     struct reservation *r = whole_mappings(start, size);
     if (r) {
+        work_must_not_use("cuMemUnmap", start, size, ANY_DEVICE);
         make_reserved(start, size);
         for (CUdeviceptr at = start; at < start + size;) {
             struct mapping *m = *granule_at(r, at);
@@ -173,7 +175,11 @@ static CUresult set_access(CUdeviceptr start, size_t size, const CUmemAccessDesc
     for (CUdeviceptr at = start; r && at < start + size;) {
         struct mapping *m = *granule_at(r, at);
         for (size_t i = 0; i < count; i++) {
-            m->access[device_index(descs[i].location.id)] = (uint8_t)descs[i].flags;
+            uint32_t device = (uint32_t)device_index(descs[i].location.id);
+            if (m->access[device] & ~descs[i].flags) {
+                work_must_not_use("cuMemSetAccess", m->start, m->size, device);
+            }
+            m->access[device] = (uint8_t)descs[i].flags;
         }
         mprotect((void *)m->start, m->size, protection(m)); /* a whole kernel mapping: nothing to split, cannot fail */
         at += m->size;

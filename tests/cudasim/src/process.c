@@ -101,7 +101,7 @@ CUresult leave(enum call call, CUresult result)
     if (latency_ns) {
         wait_until(began_ns + latency_ns);
     }
-    if (process.file && result != CUDA_SUCCESS) {
+    if (process.file && result != CUDA_SUCCESS && result != CUDA_ERROR_NOT_READY) {
         uint64_t *counters = result == CUDA_ERROR_OUT_OF_MEMORY ? process.file->exhausted : process.file->refused;
         __atomic_fetch_add(&counters[call], 1, __ATOMIC_RELAXED);
     }

@@ -22,7 +22,7 @@ extern struct process process;
 
 /* Counts the call and decides whether it may run at all. */
 CUresult enter(enum call call);
-/* Counts what was refused and makes the call last its latency; returns `result`. */
+/* Counts what was refused, which NOT_READY is not, and makes the call last its latency; returns `result`. */
 CUresult leave(enum call call, CUresult result);
 
 void process_lock(void);

@@ -83,7 +83,7 @@ struct process_file {
     int32_t pid;
     uint32_t charged_devices; /* bit per device: a primary context was paid for */
     uint64_t calls[CALL_COUNT];
-    uint64_t refused[CALL_COUNT];   /* not SUCCESS, save for the next */
+    uint64_t refused[CALL_COUNT];   /* neither SUCCESS nor NOT_READY, save for the next */
     uint64_t exhausted[CALL_COUNT]; /* OUT_OF_MEMORY: no misuse, but not served either */
     uint32_t handle_free;           /* freed entries, through next_free; entry 0 is never used */
     uint32_t handle_high;
