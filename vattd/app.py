@@ -20,7 +20,14 @@ import click
 from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
 from vatt.sockets import Sockets, default_socket_dir, find_daemon, make_directory, search_dirs
 from vattd import __version__
-from vattd.config import DEFAULT_HEADROOM, DEFAULT_METRICS_ADDRESS, Config, parse_address, parse_page_size
+from vattd.config import (
+    DEFAULT_HEADROOM,
+    DEFAULT_HUGE_POOL_MAX,
+    DEFAULT_METRICS_ADDRESS,
+    Config,
+    parse_address,
+    parse_page_size,
+)
 from vattd.peer import peer_of
 from vattd.ready import ReadyPipe
 from vattention.vmm import device_uuid
@@ -51,7 +58,9 @@ def vattd() -> None:
 @vattd.command()
 @_gpu
 @click.option(
-    "--pool-max", metavar="SIZE|PERCENT", help="The most memory the pool takes.  [default: GPU 90%, host 50%]"
+    "--pool-max",
+    metavar="SIZE|PERCENT",
+    help="The most memory the pool takes.  [default: GPU 90%, host 50%, of huge pages all that are set aside]",
 )
 @click.option(
     "--pool-min", metavar="SIZE|PERCENT", default="0", help="Memory the pool keeps, even idle.", show_default=True
@@ -63,7 +72,17 @@ def vattd() -> None:
     show_default=True,
     help="Memory kept ready for each tenant that has an engine attached, on top of what it leases.",
 )
-@click.option("--page-size", metavar="SIZE", help="Size of a page.  [default: GPU its granularity (2MiB), host 64KiB]")
+@click.option(
+    "--page-size",
+    metavar="SIZE",
+    help="Size of a page.  [default: GPU its granularity (2MiB), host 64KiB, or more for a pool above 8GiB]",
+)
+@click.option(
+    "--huge-pages",
+    is_flag=True,
+    help="Host only: take the kernel's 2 MiB pages, set aside with `sysctl -w vm.nr_hugepages=N`. A page is 2MiB then, "
+    "or 4MiB.",
+)
 @_socket_dir
 @click.option(
     "--metrics-address",
@@ -81,6 +100,7 @@ def start(
     pool_min: str,
     headroom: str,
     page_size: str | None,
+    huge_pages: bool,
     socket_dir: Path | None,
     metrics_address: str,
     detach: bool,
@@ -103,9 +123,10 @@ def start(
         config = Config(
             device=device,
             pool_min=pool_min,
-            pool_max=pool_max,
+            pool_max=pool_max or (DEFAULT_HUGE_POOL_MAX if huge_pages else None),
             headroom=headroom,
             page_size_bytes=parse_page_size(page_size),
+            huge_pages=huge_pages,
             socket_dir=socket_dir,
             metrics_address=parse_address(metrics_address),
             exit_with_parent=exit_with_parent,

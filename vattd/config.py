@@ -10,6 +10,7 @@ from vatt.errors import InvalidRequest
 from vatt.sizes import parse_size, parse_size_or_percent
 
 DEFAULT_POOL_MAX = {"cuda": "90%", "host": "50%"}
+DEFAULT_HUGE_POOL_MAX = "100%"  # of the huge pages, which are set aside for this
 DEFAULT_METRICS_ADDRESS = "127.0.0.1:9410"  # 9400 is dcgm-exporter's
 # Kept ready for each tenant that has a session, so that its next lease finds pages made.
 DEFAULT_HEADROOM = "16MiB"
@@ -55,6 +56,7 @@ class Config:
     page_size_bytes: int | None  # None: the backend's default
     socket_dir: Path
     metrics_address: Address | None
+    huge_pages: bool = False  # the host's; which sizes a page may have then, the driver says
     exit_with_parent: bool = False
 
     def __post_init__(self) -> None:

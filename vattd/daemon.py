@@ -35,7 +35,7 @@ from vattd.ready import ReadyPipe
 from vattd.service import EngineService
 from vattd.sessions import Sessions
 from vattd.stock import Stock
-from vattention.vmm import default_device, open_physical
+from vattention.vmm import default_device, host_page_size_bytes, open_physical
 from vattention.vmm.driver import PhysicalDriver
 from vattention.vmm.limits import raise_nofile_to_hard
 
@@ -117,7 +117,7 @@ def _take_device(config: Config, stack: AsyncExitStack) -> tuple[PhysicalDriver,
     if config.device is None and device == "host":
         log.info("no GPU that can be used here: vattd takes host memory")
     with ExitStack() as undo:
-        driver = open_physical(device, config.page_size_bytes)
+        driver = open_physical(device, _page_size_bytes(config, device), huge_pages=config.huge_pages)
         undo.callback(driver.close)
         sockets = Sockets(config.socket_dir / driver.device.uuid)
         for directory in (config.socket_dir, sockets.directory):
@@ -165,6 +165,16 @@ def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollect
     server = MetricsServer(config.metrics_address, collector)
     stack.push_async_callback(asyncio.get_running_loop().run_in_executor, None, server.close)
     return f"http://{server.address}/metrics"
+
+
+def _page_size_bytes(config: Config, device: str) -> int | None:
+    """None: the driver's own default."""
+    if config.page_size_bytes is not None or device != "host" or config.huge_pages:
+        return config.page_size_bytes
+    from vattention.vmm.host_memory import HostMemory
+
+    pool_max = config.pool_max or DEFAULT_POOL_MAX[device]
+    return host_page_size_bytes(parse_size_or_percent(pool_max, HostMemory().read().total_bytes))
 
 
 def _limits(config: Config, driver: PhysicalDriver) -> PoolLimits:

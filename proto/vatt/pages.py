@@ -109,6 +109,17 @@ class FreeExtents:
             self._insert(rest)
         return taken
 
+    def take_at(self, first_page_id: int, page_count: int) -> Extent | None:
+        """Take up to `page_count` pages that begin exactly here, so that a row goes on where it ended. None if this
+        page is not free; fewer if a later one is not."""
+        at = bisect_right(self._firsts, first_page_id)
+        around = self._by_first[self._firsts[at - 1]] if at > 0 else None
+        if around is None or around.end <= first_page_id:
+            return None
+        taken = Extent(first_page_id, min(page_count, around.end - first_page_id))
+        self.remove(taken)
+        return taken
+
     def take(self, page_count: int) -> list[Extent]:
         """Take up to `page_count` pages in the fewest runs: the smallest extent that fits, else the largest ones.
 

@@ -62,6 +62,16 @@ class FreeExtentsMachine(RuleBasedStateMachine):
             left = sorted(extent.page_count for extent in self.free if extent.page_count >= page_count)
             assert len(left) >= len(fitting) - 1, "not the smallest that fits"
 
+    @rule(first=st.integers(0, SPACE + 9), page_count=st.integers(1, 9))
+    def take_at(self, first: int, page_count: int) -> None:
+        free_from_here = next(count for count in itertools.count() if first + count not in self.oracle)
+        run = self.free.take_at(first, page_count)
+        if run is None:
+            assert free_from_here == 0
+        else:
+            assert run == Extent(first, min(page_count, free_from_here))
+            self.oracle -= set(run.page_ids)
+
     @invariant()
     def extents_are_maximal_and_hold_exactly_the_pages(self) -> None:
         assert list(self.free) == extents_of(self.oracle)
@@ -88,6 +98,7 @@ def test_extents_never_cross_a_zone() -> None:
     assert len(extents_of([ZONE_PAGES - 1, ZONE_PAGES])) == 2
     free = FreeExtents([Extent(ZONE_PAGES - 1, 1), Extent(ZONE_PAGES, 1)])
     assert len(free) == 2
+    assert free.take_at(ZONE_PAGES - 1, 2) == Extent(ZONE_PAGES - 1, 1)
     with pytest.raises(ValueError, match="not an extent"):
         Extent(ZONE_PAGES - 1, 2)
 

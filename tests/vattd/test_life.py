@@ -51,6 +51,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_the_way_out() -> None:
         (["--pool-max", "1MiB", "--pool-min", "2MiB"], "--pool-min 2MiB is more than --pool-max 1MiB"),
         (["--page-size", "0"], "page"),
         (["--page-size", "5000"], "power of two"),
+        (["--huge-pages", "--gpu", "0"], "add --gpu host"),
         (["--metrics-address", "nowhere"], "127.0.0.1:9410"),
         (["--metrics-address", "127.0.0.1:99999"], "127.0.0.1:9410"),
         (["--gpu", "nonsense"], "not a device"),
@@ -64,6 +65,18 @@ def test_bad_arguments_are_refused_in_words(arguments: list[str], words: str, tm
     assert result.returncode in (1, 2), result.stderr  # refused, or not even understood
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+
+
+def test_huge_pages_are_lent_where_they_are_set_aside_and_else_refused_with_the_command(tmp_path: Path) -> None:
+    if int(Path("/proc/sys/vm/nr_hugepages").read_text()) == 0:
+        defaults = ["--gpu", "host", "--socket-dir", str(tmp_path), "--metrics-address", "off"]
+        result = run_command(["vattd", "start", *defaults, "--huge-pages"])
+        assert result.returncode == 1
+        assert "sysctl -w vm.nr_hugepages=" in result.stderr
+        return
+    with Vattd("--pool-max", "2MiB", "--huge-pages") as vattd, RawEngine(vattd.sockets) as engine:
+        assert page_count_of(engine.lease(1)) == 1
+        assert vattd.status().pool.page_size_bytes == 2 << 20
 
 
 def test_a_second_vattd_for_the_same_device_is_refused_and_harms_nothing() -> None:
@@ -124,13 +137,22 @@ def test_metrics_that_cannot_be_served_are_an_error(tmp_path: Path) -> None:
     assert "choose another --metrics-address" in result.stderr
 
 
-def test_metrics_show_what_is_leased() -> None:
+def test_metrics_show_what_is_leased_and_what_it_is_used_for() -> None:
     with Vattd("--pool-max", "64MiB", "--metrics-address", "127.0.0.1:0") as vattd:
         with RawEngine(vattd.sockets, "chat") as engine:
             engine.lease(3)
+            engine.report(
+                mapped_pages=2, token_bytes=5, static_reservation_bytes=640, paged16_bytes=160, paged256_bytes=256
+            )
             with urllib.request.urlopen(vattd.ready["metrics"], timeout=10) as answer:
                 lines = answer.read().decode().splitlines()
-            assert 'vattd_leased_bytes{tenant="chat"} 196608.0' in lines
+            assert 'vattd_tenant_leased_bytes{tenant="chat"} 196608.0' in lines
+            assert 'vattd_tenant_mapped_bytes{tenant="chat"} 131072.0' in lines
+            assert 'vattd_tenant_token_bytes{tenant="chat"} 5.0' in lines
+            for baseline, size_bytes in (("static_reservation", 640), ("paged16", 160), ("paged256", 256)):
+                line = f'vattd_tenant_baseline_bytes{{baseline="{baseline}",tenant="chat"}} {size_bytes}.0'
+                assert line in lines
+                assert any(baseline in line for line in lines if line.startswith("# HELP vattd_tenant_baseline_bytes"))
             states = [line for line in lines if line.startswith("vattd_pool_pages{")]
             assert sum(float(line.split()[-1]) for line in states) == 1024
             engine.detach()

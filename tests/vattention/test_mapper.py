@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.vattention.host_pages import HostPages
-from vatt.errors import Closed, DriverError, InvalidRequest
+from vatt.errors import Closed, DriverError
 from vatt.pages import Extent
 
 
@@ -31,13 +31,31 @@ def test_runs_that_meet_at_their_ends_count_as_one(host_pages: HostPages) -> Non
     assert mapper.run_count(reserved) == 1
 
 
+def test_a_page_at_several_addresses_is_one_mapped_page(host_pages: HostPages) -> None:
+    mapper, page = host_pages.mapper, host_pages.mapper.page_size_bytes
+    pages = host_pages.lease(4)
+    reserved = mapper.reserve(8 * page)
+    mapper.map(reserved.address, [Extent(0, 4)])
+    prefix = mapper.pages_at(reserved.address, 2)
+    assert prefix == [Extent(0, 2)]
+    mapper.map(reserved.address + 4 * page, prefix)
+    assert mapper.mapped_pages == 4
+    assert mapper.unmap(reserved.address, 4) == [Extent(0, 4)]
+    assert mapper.mapped_pages == 2
+    assert mapper.unmapped_of([Extent(0, 4)]) == [Extent(2, 2)]
+    with pytest.raises(DriverError, match="unmap first"):
+        host_pages.give_back(pages)
+    assert mapper.unmap(reserved.address + 4 * page, 2) == prefix
+    host_pages.give_back(pages)
+
+
 def test_unmapping_what_is_not_mapped_changes_nothing(host_pages: HostPages) -> None:
     mapper, page = host_pages.mapper, host_pages.mapper.page_size_bytes
     host_pages.lease(2)
     reserved = mapper.reserve(4 * page)
     mapper.map(reserved.address, [Extent(0, 2)])
     for address, page_count in [(reserved.address, 3), (reserved.end, 1), (reserved.address, 0)]:
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(DriverError):
             mapper.unmap(address, page_count)
     assert mapper.unmap(reserved.address, 2) == [Extent(0, 2)]
 
@@ -57,3 +75,11 @@ def test_a_closed_mapper_says_so(host_pages: HostPages) -> None:
     host_pages.mapper.close()
     with pytest.raises(Closed):
         host_pages.mapper.reserve(4096)
+
+
+def test_a_closed_mapper_has_nothing_mapped(host_pages: HostPages) -> None:
+    mapper, page = host_pages.mapper, host_pages.mapper.page_size_bytes
+    reserved = mapper.reserve(4 * page)
+    mapper.map(reserved.address, host_pages.lease(2))
+    mapper.close()
+    assert mapper.mapped_pages == mapper.run_count(reserved) == 0

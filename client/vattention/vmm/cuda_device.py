@@ -80,6 +80,8 @@ def check_cuda_page_size(device: Device, page_size_bytes: int) -> None:
     granularity = granularity_bytes(device)
     if page_size_bytes < 1 or page_size_bytes % granularity:
         raise InvalidRequest(
-            f"a page of {page_size_bytes} bytes: on {device.name} it must be a multiple of {granularity}, the driver's "
-            f"smallest allocation. For fewer tokens a page use the `fused` layout, which puts all layers into one page"
+            f"a page of {page_size_bytes} bytes: on {device.name} it must be a multiple of {granularity}, as the "
+            f"driver's smallest allocation is {granularity}; vAttention's smaller pages need a patched kernel driver, "
+            "which exists for version 545.23.06 only and is unsafe between processes. The `fused` layout gets as few "
+            f"tokens a page from the stock driver: {granularity} bytes of all layers in place of 64 KiB of one"
         )

@@ -77,13 +77,26 @@ class CudaMapping:
         map_handles(address, handles, self.page_size_bytes, self._access)
         self._table.add_mapped(address, extents)
 
-    def unmap(self, address: int, size_bytes: int) -> None:
+    def unmap(self, address: int, size_bytes: int) -> list[Extent]:
         self._table.check_unmap(address, size_bytes)
         call("cuMemUnmap", address, size_bytes)
-        self._table.drop_mapped(address, size_bytes)
+        return self._table.drop_mapped(address, size_bytes)
+
+    def pages_at(self, address: int, size_bytes: int) -> list[Extent]:
+        return self._table.pages_at(address, size_bytes)
+
+    def unmapped_of(self, extents: Sequence[Extent]) -> list[Extent]:
+        return self._table.unmapped_of(extents)
+
+    def run_count(self, address: int, size_bytes: int) -> int:
+        return self._table.run_count(address, size_bytes)
+
+    @property
+    def mapped_page_count(self) -> int:
+        return self._table.mapped_page_count
 
     def close(self) -> None:
-        for address, size_bytes in self._table.mapped_runs():
+        for address, size_bytes in self._table.mapped_stretches():
             call_at_close("cuMemUnmap", address, size_bytes)
         while self._handles:
             call_at_close("cuMemRelease", self._handles.popitem()[1])

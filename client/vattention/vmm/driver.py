@@ -113,14 +113,33 @@ class MappingDriver(Protocol):
         """Take a reference to leased pages. `fds` are those of `missing_fds`, in its order; the caller closes them."""
 
     def release(self, extent: Extent) -> None:
-        """Drop the references. Refused while one of the pages is mapped."""
+        """Drop the references. Refused while one of the pages is mapped anywhere."""
 
     def map(self, address: int, extents: Sequence[Extent]) -> None:
         """Map imported pages one after the other from `address`, readable and writable. Raises SystemLimit before
-        the process's mapping limit is passed. A page that is mapped, or an address that is, is refused."""
+        the process's mapping limit is passed. An address that is mapped is refused.
 
-    def unmap(self, address: int, size_bytes: int) -> None:
-        """Undo `map` for whole, contiguous mapped pages. The device must have stopped using them."""
+        A page may be mapped at several addresses, also by one call: they are the same bytes. On a GPU, what one
+        operation (a kernel, a copy) writes at one of them is seen at the others by the operations that begin after it,
+        and not before."""
+
+    def unmap(self, address: int, size_bytes: int) -> list[Extent]:
+        """Undo `map` for whole, contiguous mapped pages, and say which they were. Other addresses of the same pages
+        stay mapped. The device must have stopped using these."""
+
+    def pages_at(self, address: int, size_bytes: int) -> list[Extent]:
+        """The pages mapped in a range, in the order of addresses and as few extents as that allows. As `unmap`, it
+        refuses a range that is not all mapped."""
+
+    def unmapped_of(self, extents: Sequence[Extent]) -> list[Extent]:
+        """Those of these pages that are mapped nowhere, in the order given: what `unmap` took the last address of."""
+
+    def run_count(self, address: int, size_bytes: int) -> int:
+        """Stretches of a range in which both addresses and pages are consecutive, gaps between them or not."""
+
+    @property
+    def mapped_page_count(self) -> int:
+        """How many pages are mapped. One that is mapped at several addresses counts once."""
 
     def close(self) -> None:
         """Unmap, release and free everything. Idempotent."""

@@ -2,7 +2,8 @@
 
 Linux counts mappings per process (vm.max_map_count, 65,530 by default) and merges neighbours only if they are the
 same in every respect: same file, adjoining offsets, same flags. So consecutive pages are mapped in one call, every
-mapping gets the same advice, and unmapping puts back exactly what the reservation was.
+mapping gets the same advice, and unmapping puts back exactly what the reservation was. Mappings of huge pages are
+never merged, so with those every `map` of a run is a mapping; they are large enough for that.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class HostMapping:
             raise DriverError(f"{extent} is at {placement}, not at {expected}", call="import_pages")
         if len(fds) != len(self.missing_fds(extent)):
             raise DriverError(f"{extent} came with {len(fds)} descriptors", call="import_pages")
-        size_bytes = _sealed_size_bytes(fds[0]) if fds else self._slabs[extent.zone].size_bytes
+        size_bytes = self._sealed_size_bytes(fds[0]) if fds else self._slabs[extent.zone].size_bytes
         end_bytes = placement.offset_bytes + extent.page_count * self.page_size_bytes
         if size_bytes < end_bytes:
             raise DriverError(f"the slab has {size_bytes} bytes, the pages end at {end_bytes}", call="import_pages")
@@ -115,11 +116,24 @@ class HostMapping:
             undo.pop_all()
         self._table.add_mapped(address, extents)
 
-    def unmap(self, address: int, size_bytes: int) -> None:
+    def unmap(self, address: int, size_bytes: int) -> list[Extent]:
         self._table.check_unmap(address, size_bytes)
         self._budget.note(2)  # at worst the range lies in the middle of one mapping
         _put_back(address, size_bytes)
-        self._table.drop_mapped(address, size_bytes)
+        return self._table.drop_mapped(address, size_bytes)
+
+    def pages_at(self, address: int, size_bytes: int) -> list[Extent]:
+        return self._table.pages_at(address, size_bytes)
+
+    def unmapped_of(self, extents: Sequence[Extent]) -> list[Extent]:
+        return self._table.unmapped_of(extents)
+
+    def run_count(self, address: int, size_bytes: int) -> int:
+        return self._table.run_count(address, size_bytes)
+
+    @property
+    def mapped_page_count(self) -> int:
+        return self._table.mapped_page_count
 
     def close(self) -> None:
         for address, size_bytes in self._table.reservations():
@@ -128,9 +142,27 @@ class HostMapping:
         while self._slabs:
             os.close(self._slabs.popitem()[1].fd)
 
+    def _sealed_size_bytes(self, fd: int) -> int:
+        """The size of a slab. Refuses what could be cut short under our mappings (touching them would raise SIGBUS),
+        and huge pages that ours would be parts of: those can neither be mapped nor unmapped in parts."""
+        try:
+            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+            # Not st_blksize: that is 2 MiB too where small pages may become large ones (shmem_enabled).
+            size_bytes, unit_bytes = os.fstat(fd).st_size, os.fstatvfs(fd).f_bsize
+        except OSError as failure:
+            raise DriverError(f"descriptor {fd} is no memfd: {failure}", call="import_pages") from failure
+        if not seals & fcntl.F_SEAL_SHRINK:
+            raise DriverError(f"descriptor {fd} is not sealed against shrinking", call="import_pages")
+        if self.page_size_bytes % unit_bytes:
+            raise DriverError(
+                f"the slab has huge pages of {unit_bytes} bytes, ours have {self.page_size_bytes}", call="import_pages"
+            )
+        return size_bytes
+
     def _map_run(self, address: int, size_bytes: int, run: Extent) -> None:
         slab, offset_bytes = self._slabs[run.zone].fd, run.index * self.page_size_bytes
-        flags = libc.MAP_SHARED | libc.MAP_FIXED
+        # Else to map a huge page that vattd has just destroyed would reserve one for as long as the slab lives.
+        flags = libc.MAP_SHARED | libc.MAP_FIXED | libc.MAP_NORESERVE
         os_call("mmap", libc.mmap, address, size_bytes, _READ_WRITE, flags, slab, offset_bytes)
 
 
@@ -161,15 +193,3 @@ def _runs(extents: Sequence[Extent]) -> Iterator[Extent]:
         run = extent
     if run is not None:
         yield run
-
-
-def _sealed_size_bytes(fd: int) -> int:
-    """The size of a slab. Refuses what could be cut short under our mappings: touching them would raise SIGBUS."""
-    try:
-        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-        size_bytes = os.fstat(fd).st_size
-    except OSError as failure:
-        raise DriverError(f"descriptor {fd} is no memfd: {failure}", call="import_pages") from failure
-    if not seals & fcntl.F_SEAL_SHRINK:
-        raise DriverError(f"descriptor {fd} is not sealed against shrinking", call="import_pages")
-    return size_bytes

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 from vatt.errors import DriverError, InvalidRequest
@@ -13,6 +11,7 @@ from vattention.vmm import libc
 from vattention.vmm.driver import Device, DeviceMemory, HandleKind, Placement
 from vattention.vmm.extent_set import ExtentSet
 from vattention.vmm.host_memory import HostMemory
+from vattention.vmm.host_slabs import Slabs, SmallSlabs
 from vattention.vmm.os_call import os_call
 
 HOST = Device(backend="host", uuid="host", name="host memory")
@@ -20,18 +19,13 @@ HOST = Device(backend="host", uuid="host", name="host memory")
 # Larger pages than this and the slab of a zone would pass the largest file there can be (2**63 - 1 bytes).
 MAX_PAGE_SIZE_BYTES = 4 << 20
 
-SLAB_NAME = "vattd-slab"  # as /proc/PID/fd and /proc/PID/maps show it
-SLAB_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-
 # How much one fallocate commits: a signal makes the kernel undo the call under way, and it is begun again.
 _ALLOCATE_STEP_BYTES = 64 << 20
-_ZEROS = bytes(256 << 10)  # untouched, so it costs address space and no memory
-_ZEROS_A_WRITE = 16
 
 
-def check_host_page_size(page_size_bytes: int) -> None:
-    """Raises InvalidRequest unless it is a power of two from the system's page size to 4 MiB."""
-    least = os.sysconf("SC_PAGE_SIZE")
+def check_host_page_size(page_size_bytes: int, least_bytes: int | None = None) -> None:
+    """Raises InvalidRequest unless it is a power of two from the least, the system's page size by default, to 4 MiB."""
+    least = least_bytes or os.sysconf("SC_PAGE_SIZE")
     if page_size_bytes & (page_size_bytes - 1) or not least <= page_size_bytes <= MAX_PAGE_SIZE_BYTES:
         raise InvalidRequest(
             f"a host page of {page_size_bytes} bytes: it must be a power of two from {least} to {MAX_PAGE_SIZE_BYTES}"
@@ -54,11 +48,11 @@ class HostPhysical:
     # A page that moves between tenants is punched in one slab and committed in the other: that is its scrub.
     recycles_across_tenants = False
 
-    def __init__(self, page_size_bytes: int, memory: HostMemory | None = None) -> None:
-        check_host_page_size(page_size_bytes)
+    def __init__(self, page_size_bytes: int, slabs: Slabs | None = None) -> None:
+        self._kind = slabs or SmallSlabs(HostMemory())
+        check_host_page_size(page_size_bytes, self._kind.unit_bytes)
         self.device = HOST
         self.page_size_bytes = page_size_bytes
-        self._memory = memory or HostMemory()
         self._slabs: dict[int, int] = {}  # fd by zone
         self._created = ExtentSet()
         self._closed = False
@@ -69,14 +63,14 @@ class HostPhysical:
         if self._created.overlaps(extent):
             raise DriverError(f"some of {extent} is created already", call="create")
         size_bytes = extent.page_count * self.page_size_bytes
-        self._memory.require(size_bytes)
+        self._kind.memory.require(size_bytes)
         with ExitStack() as undo:
             slab = self._slab(extent.zone, undo)
             offset_bytes = extent.index * self.page_size_bytes
             undo.callback(os_call, "fallocate", libc.punch, slab, offset_bytes, size_bytes)
             for at in range(0, size_bytes, _ALLOCATE_STEP_BYTES):
                 step_bytes = min(_ALLOCATE_STEP_BYTES, size_bytes - at)
-                os_call("fallocate", libc.fallocate, slab, 0, offset_bytes + at, step_bytes)
+                self._kind.allocate(slab, offset_bytes + at, step_bytes)
             undo.pop_all()
         self._created.add(extent)
 
@@ -86,13 +80,9 @@ class HostPhysical:
         self._created.remove(extent)
 
     def scrub(self, extent: Extent) -> None:
-        """Zeros are written over the old bytes. Punching and committing anew takes three times as long, and between the
-        two the memory is anyone's: another process could take it, and a created page would have nothing behind it."""
+        """Zeros are written over the old bytes, in the place where they are."""
         self._check_created(extent, "scrub")
-        slab, at, size_bytes = self._range(extent)
-        end = at + size_bytes
-        while at < end:
-            at += os_call("pwritev", os.pwritev, slab, list(_zeros(end - at)), at)
+        self._kind.zero(*self._range(extent))
 
     def placement(self, extent: Extent) -> Placement:
         return Placement(HandleKind.SLAB_FD, self.page_size_bytes, extent.index * self.page_size_bytes)
@@ -103,8 +93,8 @@ class HostPhysical:
         return os_call("dup", os.dup, self._slabs[extent.zone])
 
     def memory(self) -> DeviceMemory:
-        room = self._memory.read()
-        free_bytes = room.available_bytes - self._memory.headroom_of(room.total_bytes)
+        room = self._kind.memory.read()
+        free_bytes = room.available_bytes - self._kind.memory.headroom_of(room.total_bytes)
         return DeviceMemory(
             total_bytes=room.total_bytes,
             free_bytes=max(0, free_bytes),
@@ -137,26 +127,6 @@ class HostPhysical:
     def _slab(self, zone: int, undo: ExitStack) -> int:
         """The zone's slab; a new one goes again when `undo` is unwound."""
         if zone not in self._slabs:
-            self._slabs[zone] = os_call("memfd_create", _make_slab, slab_size_bytes(self.page_size_bytes))
+            self._slabs[zone] = self._kind.make(slab_size_bytes(self.page_size_bytes))
             undo.callback(self.drop_zone, zone)
         return self._slabs[zone]
-
-
-def _make_slab(size_bytes: int) -> int:
-    """Sealed at birth: an engine that maps it must never see it shrink under its mappings (SIGBUS)."""
-    with ExitStack() as undo:
-        slab = os.memfd_create(SLAB_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        undo.callback(os.close, slab)
-        os.ftruncate(slab, size_bytes)
-        fcntl.fcntl(slab, fcntl.F_ADD_SEALS, SLAB_SEALS)
-        undo.pop_all()
-        return slab
-
-
-def _zeros(size_bytes: int) -> Iterator[memoryview]:
-    """Enough zeros for one write: all that are wanted, or as many as one call takes."""
-    for _ in range(_ZEROS_A_WRITE):
-        if size_bytes <= 0:
-            return
-        yield memoryview(_ZEROS)[:size_bytes]
-        size_bytes -= len(_ZEROS)

@@ -54,6 +54,8 @@ _mprotect = _declare("mprotect", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t,
 _madvise = _declare("madvise", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _fallocate = _declare("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
+_memset = _declare("memset", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+
 
 def _check(result: int, call: str) -> None:
     if result != 0:
@@ -85,7 +87,8 @@ def madvise(address: int, size_bytes: int, advice: int) -> None:
 
 
 def fallocate(fd: int, mode: int, offset_bytes: int, size_bytes: int) -> None:
-    """Repeats what a signal interrupted, as the standard library does (PEP 475): the kernel then kept nothing."""
+    """Repeats what a signal interrupted, as the standard library does (PEP 475): the kernel then kept nothing, or, of
+    huge pages, what the repetition finds done."""
     while _fallocate(fd, mode, offset_bytes, size_bytes) != 0:
         if ctypes.get_errno() != errno.EINTR:
             raise _last_error("fallocate")
@@ -94,3 +97,7 @@ def fallocate(fd: int, mode: int, offset_bytes: int, size_bytes: int) -> None:
 def punch(fd: int, offset_bytes: int, size_bytes: int) -> None:
     """Give the memory behind a range of a file back; who maps it sees zeros from then on."""
     fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset_bytes, size_bytes)
+
+
+def fill_with_zeros(address: int, size_bytes: int) -> None:
+    _memset(address, 0, size_bytes)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from bisect import bisect_right, insort
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from vatt.errors import DriverError
-from vatt.pages import Extent
+from vatt.pages import Extent, page_count_of
 from vattention.vmm.extent_set import ExtentSet
+from vattention.vmm.mapped_runs import MappedRuns
+from vattention.vmm.page_counts import PageCounts
+
+
+@dataclass(slots=True)
+class _Reservation:
+    start: int
+    size_bytes: int
+    runs: MappedRuns = field(default_factory=MappedRuns)
 
 
 class MappingTable:
@@ -16,27 +25,25 @@ class MappingTable:
     undefined, and mmap(MAP_FIXED) replaces whatever was there without a word.
 
     A driver asks the `check_...` of a step, takes the step, then records it; a step that fails is never recorded.
+    Everything is kept as runs, so a step costs the same for 512 pages that follow each other as for one.
 
-    Invariants: `_page_at` and `_address_of` are inverse to each other; every mapped page is imported; every mapped
-    address lies in one reservation, whose count of mapped pages in `_mapped_in` is exact; reservations are disjoint.
+    Invariants: reservations are disjoint; what is mapped lies in one of them each; a page's count in `_mapped` is the
+    number of addresses it is mapped at, and every page that has one is imported.
     """
 
     def __init__(self, page_size_bytes: int) -> None:
         self._page_size_bytes = page_size_bytes
         self._starts: list[int] = []  # of the reservations, sorted
-        self._sizes: dict[int, int] = {}  # bytes, by start
-        self._mapped_in: dict[int, int] = {}  # pages, by start
+        self._reservations: dict[int, _Reservation] = {}  # by start
         self._imported = ExtentSet()
-        self._page_at: dict[int, int] = {}
-        self._address_of: dict[int, int] = {}
+        self._mapped = PageCounts()
         self._closed = False
 
     def close(self) -> None:
         """Forget everything, and refuse whatever is asked from now on."""
         self._starts.clear()
-        for by_key in (self._sizes, self._mapped_in, self._page_at, self._address_of):
-            by_key.clear()
-        self._imported = ExtentSet()
+        self._reservations.clear()
+        self._imported, self._mapped = ExtentSet(), PageCounts()
         self._closed = True
 
     # Reservations
@@ -47,23 +54,23 @@ class MappingTable:
             raise DriverError(f"{size_bytes} bytes are not a multiple of {self._page_size_bytes}", call="reserve")
 
     def add_reservation(self, address: int, size_bytes: int) -> None:
-        self._starts.insert(bisect_right(self._starts, address), address)
-        self._sizes[address] = size_bytes
-        self._mapped_in[address] = 0
+        insort(self._starts, address)
+        self._reservations[address] = _Reservation(address, size_bytes)
 
     def check_free(self, address: int, size_bytes: int) -> None:
-        if self._sizes.get(address) != size_bytes:
+        reservation = self._reservations.get(address)
+        if reservation is None or reservation.size_bytes != size_bytes:
             raise DriverError(f"{size_bytes} bytes at {address:#x} are not what one reserve() gave", call="free")
-        if self._mapped_in[address]:
-            raise DriverError(f"{self._mapped_in[address]} pages are mapped at {address:#x}: unmap first", call="free")
+        if page_count := reservation.runs.page_count:
+            raise DriverError(f"{page_count} pages are mapped at {address:#x}: unmap first", call="free")
 
     def drop_reservation(self, address: int) -> None:
         self._starts.remove(address)
-        del self._sizes[address], self._mapped_in[address]
+        del self._reservations[address]
 
     def reservations(self) -> list[tuple[int, int]]:
         """(address, size_bytes) of each."""
-        return [(start, self._sizes[start]) for start in self._starts]
+        return [(start, self._reservations[start].size_bytes) for start in self._starts]
 
     # Imports
 
@@ -78,7 +85,7 @@ class MappingTable:
     def check_release(self, extent: Extent) -> None:
         if not self._imported.covers(extent):
             raise DriverError(f"not all of {extent} is imported", call="release")
-        if not self._address_of.keys().isdisjoint(extent.page_ids):
+        if self._mapped.any(extent.first, extent.end):
             raise DriverError(f"some of {extent} is mapped: unmap first", call="release")
 
     def drop_import(self, extent: Extent) -> None:
@@ -86,64 +93,77 @@ class MappingTable:
 
     # Mappings
 
+    @property
+    def mapped_page_count(self) -> int:
+        """Pages that are mapped, each counted once."""
+        return self._mapped.page_count
+
     def check_map(self, address: int, extents: Sequence[Extent]) -> None:
-        size_bytes = sum(extent.page_count for extent in extents) * self._page_size_bytes
-        self._reservation_of(address, size_bytes, "map")
-        if not self._page_at.keys().isdisjoint(self._addresses(address, size_bytes)):
+        size_bytes = page_count_of(extents) * self._page_size_bytes
+        runs, start, end = self._places(address, size_bytes, "map")
+        if runs.run_count(start, end):
             raise DriverError(f"something is mapped already between {address:#x} and {address + size_bytes:#x}", "map")
-        named: set[int] = set()
         for extent in extents:
             if not self._imported.covers(extent):
                 raise DriverError(f"not all of {extent} is imported", call="map")
-            if not self._address_of.keys().isdisjoint(extent.page_ids) or not named.isdisjoint(extent.page_ids):
-                raise DriverError(f"some of {extent} is mapped already: a page has one address", call="map")
-            named.update(extent.page_ids)
 
     def add_mapped(self, address: int, extents: Sequence[Extent]) -> None:
-        page_ids = list(chain.from_iterable(extent.page_ids for extent in extents))
-        size_bytes = len(page_ids) * self._page_size_bytes
-        addresses = self._addresses(address, size_bytes)
-        self._page_at.update(zip(addresses, page_ids, strict=True))
-        self._address_of.update(zip(page_ids, addresses, strict=True))
-        self._mapped_in[self._reservation_of(address, size_bytes, "map")] += len(page_ids)
+        runs, start, _ = self._places(address, page_count_of(extents) * self._page_size_bytes, "map")
+        runs.add(start, extents)
+        for extent in extents:
+            self._mapped.change(extent.first, extent.end, by=1)
 
     def check_unmap(self, address: int, size_bytes: int) -> None:
-        self._reservation_of(address, size_bytes, "unmap")
-        for at in self._addresses(address, size_bytes):
-            if at not in self._page_at:
-                raise DriverError(f"nothing is mapped at {at:#x}", call="unmap")
+        self._all_mapped(address, size_bytes, "unmap")
 
-    def drop_mapped(self, address: int, size_bytes: int) -> None:
-        for at in self._addresses(address, size_bytes):
-            del self._address_of[self._page_at.pop(at)]
-        pages = size_bytes // self._page_size_bytes
-        self._mapped_in[self._reservation_of(address, size_bytes, "unmap")] -= pages
+    def drop_mapped(self, address: int, size_bytes: int) -> list[Extent]:
+        """The pages that were there, in the order of their addresses."""
+        runs, start, end = self._places(address, size_bytes, "unmap")
+        extents = runs.pages(start, end)
+        runs.remove(start, end)
+        for extent in extents:
+            self._mapped.change(extent.first, extent.end, by=-1)
+        return extents
 
-    def mapped_runs(self) -> Iterator[tuple[int, int]]:
-        """(address, size_bytes) of each contiguous run of mapped pages within one reservation."""
-        first = end = -1
-        for address in sorted(self._page_at):
-            if address != end or address in self._sizes:
-                if end > first:
-                    yield first, end - first
-                first = address
-            end = address + self._page_size_bytes
-        if end > first:
-            yield first, end - first
+    def pages_at(self, address: int, size_bytes: int) -> list[Extent]:
+        runs, start, end = self._all_mapped(address, size_bytes, "pages_at")
+        return runs.pages(start, end)
+
+    def unmapped_of(self, extents: Iterable[Extent]) -> list[Extent]:
+        gaps = (gap for extent in extents for gap in self._mapped.absent(extent.first, extent.end))
+        return [Extent(first, end - first) for first, end in gaps]
+
+    def run_count(self, address: int, size_bytes: int) -> int:
+        runs, start, end = self._places(address, size_bytes, "run_count")
+        return runs.run_count(start, end)
+
+    def mapped_stretches(self) -> Iterator[tuple[int, int]]:
+        """(address, size_bytes) of each contiguous stretch of mapped addresses within one reservation."""
+        page = self._page_size_bytes
+        for address in self._starts:
+            for start, end in self._reservations[address].runs.stretches():
+                yield address + start * page, (end - start) * page
 
     def _check_open(self, call: str) -> None:
         if self._closed:
             raise DriverError("used after close()", call=call)
 
-    def _addresses(self, address: int, size_bytes: int) -> range:
-        return range(address, address + size_bytes, self._page_size_bytes)
+    def _all_mapped(self, address: int, size_bytes: int, call: str) -> tuple[MappedRuns, int, int]:
+        runs, start, end = self._places(address, size_bytes, call)
+        free = runs.first_free(start, end)
+        if free is not None:
+            at = address + (free - start) * self._page_size_bytes
+            raise DriverError(f"nothing is mapped at {at:#x}", call=call)
+        return runs, start, end
 
-    def _reservation_of(self, address: int, size_bytes: int, call: str) -> int:
-        """The start of the reservation that holds all of this range of whole pages."""
+    def _places(self, address: int, size_bytes: int, call: str) -> tuple[MappedRuns, int, int]:
+        """The reservation that holds all of this range of whole pages: its runs, first place and end place."""
         at = bisect_right(self._starts, address) - 1
-        start = self._starts[at] if at >= 0 else 0
-        if at < 0 or address + size_bytes > start + self._sizes[start]:
+        reservation = self._reservations[self._starts[at]] if at >= 0 else None
+        if reservation is None or address + size_bytes > reservation.start + reservation.size_bytes:
             raise DriverError(f"{size_bytes} bytes at {address:#x} are not within one reservation", call=call)
-        if size_bytes < 1 or (address - start) % self._page_size_bytes or size_bytes % self._page_size_bytes:
+        start, cut = divmod(address - reservation.start, self._page_size_bytes)
+        page_count, rest = divmod(size_bytes, self._page_size_bytes)
+        if page_count < 1 or cut or rest:
             raise DriverError(f"{size_bytes} bytes at {address:#x} are not whole pages", call=call)
-        return start
+        return reservation.runs, start, start + page_count

@@ -20,10 +20,11 @@ def os_call(name: str, function: Callable[_Args, _Result], *args: _Args.args, **
     try:
         return function(*args, **kwargs)
     except OSError as failure:
-        raise _error_of(name, failure) from failure
+        raise error_of(name, failure) from failure
 
 
-def _error_of(name: str, failure: OSError) -> VattError:
+def error_of(name: str, failure: OSError) -> VattError:
+    """What `os_call` raises for a system call's failure."""
     code = errno.errorcode.get(failure.errno or 0, "")
     if code == "ENOMEM" and name in _MAPPING_CALLS:
         return SystemLimit(

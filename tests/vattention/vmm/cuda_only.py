@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.vattention.vmm.rig import MIB, Rig
+from tests.vattention.vmm.rig import KIB, MIB, Rig
 from vatt.errors import DeviceLost, DeviceNotFound, DriverError, InvalidRequest, OutOfMemory, SystemLimit
 from vatt.pages import Extent
 from vattention.vmm import (
@@ -79,11 +79,28 @@ def test_a_gpu_that_is_not_there_is_not_found(spec: str) -> None:
         open_physical(spec)
 
 
-def test_small_pages_are_refused_with_the_layout_to_use_instead(rig: Rig) -> None:
-    with pytest.raises(InvalidRequest, match="fused"):
-        open_physical("0", 64 << 10)
-    with pytest.raises(InvalidRequest, match="fused"):
-        open_mapping("cuda", rig.physical.device.uuid, 3 * MIB)
+@pytest.mark.parametrize("size_bytes", [0, 64 * KIB, 128 * KIB, 256 * KIB, 3 * MIB])
+def test_pages_that_the_driver_cannot_make_are_refused_with_why_and_the_layout_to_use(
+    rig: Rig, size_bytes: int
+) -> None:
+    why = r"smallest allocation is 2097152.*patched kernel driver.*545\.23\.06.*unsafe between processes.*`fused`"
+    with pytest.raises(InvalidRequest, match=why):
+        open_physical("0", size_bytes)
+    with pytest.raises(InvalidRequest, match=why):
+        open_mapping("cuda", rig.physical.device.uuid, size_bytes)
+
+
+def test_any_multiple_of_the_granularity_is_a_page_size() -> None:
+    rig = Rig.open(6 * MIB)
+    address = rig.map_new([Extent(4, 2), Extent(0, 1)])
+    assert address % (2 * MIB) == 0
+    rig.paint(address, [4, 5, 0])
+    rig.physical.scrub(Extent(5, 1))
+    assert rig.painted(address, [4])
+    assert rig.is_zero(address + 6 * MIB, 1)
+    assert rig.painted(address + 12 * MIB, [0])
+    assert rig.mapping.unmap(address + 6 * MIB, 12 * MIB) == [Extent(5, 1), Extent(0, 1)]
+    rig.close()
 
 
 def test_a_run_of_pages_takes_one_set_access_and_one_unmap(rig: Rig, calls: Calls) -> None:

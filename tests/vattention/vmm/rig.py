@@ -14,6 +14,8 @@ from vattention.vmm.cuda_call import call
 
 # Set where CUDA is to be tested: in a child of the test run that lives in a simulated world, or has a GPU.
 ON_CUDA = bool(os.environ.get("VATTD_TEST_CUDA"))
+# Set where huge pages are to be tested: in a child of the test run, on a machine that has set enough of them aside.
+ON_HUGE_PAGES = bool(os.environ.get("VATTD_TEST_HUGE_PAGES"))
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -65,7 +67,7 @@ class Rig:
     @classmethod
     def open(cls, page_size_bytes: int | None) -> Rig:
         with ExitStack() as undo:
-            physical = open_physical("0" if ON_CUDA else "host", page_size_bytes)
+            physical = open_physical("0" if ON_CUDA else "host", page_size_bytes, huge_pages=ON_HUGE_PAGES)
             undo.callback(physical.close)
             device = physical.device
             mapping = open_mapping(device.backend, device.uuid, physical.page_size_bytes)

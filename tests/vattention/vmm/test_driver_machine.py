@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tests.vattention.vmm.rig import KIB, MIB, ON_CUDA, Rig
+from tests.vattention.vmm.rig import KIB, MIB, ON_CUDA, ON_HUGE_PAGES, Rig
 from vatt.errors import DriverError
 from vatt.pages import ZONE_PAGES, Extent
 
@@ -32,7 +32,7 @@ class DriverMachine(RuleBasedStateMachine):
     Only the first bytes of a page are painted, and checked after every step: a page's content is its last mark.
     """
 
-    page_size_bytes = 2 * MIB if ON_CUDA else 64 * KIB
+    page_size_bytes = 2 * MIB if ON_CUDA or ON_HUGE_PAGES else 64 * KIB
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,8 +101,8 @@ class DriverMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def map_what_can_be_mapped(self, data: st.DataObject) -> None:
-        """Random runs seldom can be."""
-        pages = sorted(self.imported - set(self.mapped.values()))
+        """Random runs seldom can be. Pages that are mapped already are drawn too: they get one address more."""
+        pages = sorted(self.imported)
         free = sorted(set(range(PLACES)) - set(self.mapped))
         if pages and free:
             self.map(data.draw(st.sampled_from(free)), [Extent(data.draw(st.sampled_from(pages)), 1)])
@@ -112,17 +112,18 @@ class DriverMachine(RuleBasedStateMachine):
         pages = [page for extent in run for page in extent.page_ids]
         target = range(place, place + len(pages))
         fits = target.stop <= PLACES and not set(target) & set(self.mapped)
-        free = len(set(pages)) == len(pages) and not set(pages) & set(self.mapped.values())
-        with allowed(fits and free and set(pages) <= self.imported):
+        with allowed(fits and set(pages) <= self.imported):
             self.rig.mapping.map(self.at(place), run)
             self.mapped.update(zip(target, pages, strict=True))
 
     @rule(data=st.data(), to=st.sampled_from(["unmapped", "released", "destroyed"]))
     def take_back_a_page_that_is_mapped(self, data: st.DataObject, to: str) -> None:
         if self.mapped:
-            place = data.draw(st.sampled_from(sorted(self.mapped)))
-            page = Extent(self.mapped[place], 1)
-            self.unmap(place, 1)
+            page = Extent(self.mapped[data.draw(st.sampled_from(sorted(self.mapped)))], 1)
+            for place in [place for place, page_id in self.mapped.items() if page_id == page.first]:
+                self.unmap(place, 1)
+                if place != max(self.mapped, default=place):
+                    self.release(page)  # refused while another address is left
             if to != "unmapped":
                 self.release(page)
             if to == "destroyed":
@@ -132,9 +133,9 @@ class DriverMachine(RuleBasedStateMachine):
     def unmap(self, place: int, count: int) -> None:
         target = set(range(place, place + count))
         with allowed(target <= set(self.mapped)):
-            self.rig.mapping.unmap(self.at(place), count * self.page)
-            for gone in target:
-                del self.mapped[gone]
+            gone = self.rig.mapping.unmap(self.at(place), count * self.page)
+            pages = [self.mapped.pop(taken) for taken in sorted(target)]
+            assert [page for extent in gone for page in extent.page_ids] == pages
 
     @rule()
     def write(self) -> None:
@@ -150,6 +151,10 @@ class DriverMachine(RuleBasedStateMachine):
                 assert self.rig.bytes.read(self.at(place), 8) == (self.marks[page] or bytes(8))
 
     @invariant()
+    def the_driver_knows_how_many_pages_are_mapped(self) -> None:
+        assert self.rig.mapping.mapped_page_count == len(set(self.mapped.values()))
+
+    @invariant()
     def only_created_pages_take_memory(self) -> None:
         assert self.rig.physical.memory().pages_bytes == len(self.created) * self.page
 
@@ -163,7 +168,7 @@ def test_random_lives_of_pages_match_the_oracle() -> None:
     run_state_machine_as_test(
         DriverMachine,
         settings=settings(
-            max_examples=60 if ON_CUDA else 120,
+            max_examples=60 if ON_CUDA or ON_HUGE_PAGES else 120,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

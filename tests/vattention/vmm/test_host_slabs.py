@@ -16,6 +16,7 @@ from vatt.pages import ZONE_PAGES, Extent
 from vattention.vmm import libc, open_mapping, open_physical
 from vattention.vmm.host_memory import HostMemory
 from vattention.vmm.host_physical import MAX_PAGE_SIZE_BYTES, HostPhysical
+from vattention.vmm.host_slabs import SmallSlabs
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_creating_stops_at_the_headroom(tmp_path: Path) -> None:
     proc = tmp_path / "proc"
     proc.mkdir()
     (proc / "meminfo").write_text("MemTotal: 1048576 kB\nMemFree: 1 kB\nMemAvailable: 4096 kB\n")
-    driver = HostPhysical(64 * KIB, HostMemory(tmp_path, headroom_bytes=3 * MIB))
+    driver = HostPhysical(64 * KIB, SmallSlabs(HostMemory(tmp_path, headroom_bytes=3 * MIB)))
     with pytest.raises(OutOfMemory, match=r"1114112 bytes are wanted, 4194304 are available .* 3145728 .* headroom"):
         driver.create(Extent(0, 17))
     assert driver.memory().pages_bytes == 0

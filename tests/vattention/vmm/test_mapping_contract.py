@@ -187,14 +187,83 @@ def test_mapping_over_something_mapped_is_refused_and_changes_nothing(rig: Rig, 
     rig.mapping.map(address, [Extent(0, 4)])  # so none of them stayed mapped
 
 
-def test_a_page_has_one_address(rig: Rig) -> None:
+def test_a_page_at_two_addresses_is_the_same_bytes_at_both(rig: Rig) -> None:
+    address = rig.map_new([Extent(0, 2)])
+    elsewhere = rig.mapping.reserve(2 * rig.page)
+    rig.mapping.map(elsewhere, [Extent(1, 1)])
+    rig.mapping.map(elsewhere + rig.page, [Extent(0, 1)])
+    rig.paint(address, [0, 1])
+    assert rig.painted(elsewhere, [1, 0])
+    rig.paint(elsewhere, [8, 9])
+    assert rig.painted(address, [9, 8])
+    assert rig.mapping.mapped_page_count == 2
+
+
+def test_one_call_may_name_a_page_twice(rig: Rig) -> None:
     rig.lend(Extent(0, 3))
+    address = rig.mapping.reserve(6 * rig.page)
+    rig.mapping.map(address, [Extent(0, 1), Extent(0, 3), Extent(1, 2)])
+    rig.paint(address + rig.page, [0, 1, 2])
+    assert rig.painted(address, [0, 0, 1, 2, 1, 2])
+    assert rig.mapping.mapped_page_count == 3
+    assert rig.mapping.unmap(address, 6 * rig.page) == [Extent(0, 1), Extent(0, 3), Extent(1, 2)]
+    assert rig.mapping.mapped_page_count == 0
+
+
+def test_unmapping_one_address_leaves_the_others_and_the_last_lets_go_of_the_page(rig: Rig) -> None:
+    rig.lend(Extent(0, 2))
+    places = [rig.mapping.reserve(2 * rig.page) for _ in range(3)]
+    for address in places:
+        rig.mapping.map(address, [Extent(0, 2)])
+    rig.paint(places[0], [0, 1])
+    for left in (2, 1):
+        assert rig.mapping.unmap(places[left], 2 * rig.page) == [Extent(0, 2)]
+        for address in places[:left]:
+            assert rig.painted(address, [0, 1])
+        with pytest.raises(DriverError, match="nothing is mapped"):
+            rig.mapping.unmap(places[left], 2 * rig.page)
+        with pytest.raises(DriverError, match="unmap first"):
+            rig.mapping.release(Extent(0, 2))
+        assert rig.mapping.unmapped_of([Extent(0, 2)]) == []
+    rig.mapping.unmap(places[0], rig.page)
+    assert rig.mapping.unmapped_of([Extent(1, 1), Extent(0, 2)]) == [Extent(0, 1)]
+    rig.mapping.release(Extent(0, 1))
+    with pytest.raises(DriverError, match="unmap first"):
+        rig.mapping.release(Extent(1, 1))
+    rig.mapping.unmap(places[0] + rig.page, rig.page)
+    rig.mapping.release(Extent(1, 1))
+
+
+def test_closing_with_pages_at_several_addresses_leaves_nothing(rig: Rig) -> None:
+    address = rig.map_new([Extent(0, 2)])
+    elsewhere = rig.mapping.reserve(5 * rig.page)
+    rig.mapping.map(elsewhere, [Extent(1, 1), Extent(0, 2)])
+    rig.mapping.map(elsewhere + 4 * rig.page, [Extent(1, 1)])
+    rig.paint(address, [0, 1])
+    rig.mapping.close()
+    assert rig.mapping.mapped_page_count == 0
+    rig.physical.destroy(Extent(0, 2))
+    assert rig.physical.memory().pages_bytes == 0
+
+
+def test_a_driver_says_which_pages_are_where(rig: Rig) -> None:
+    rig.lend(Extent(0, 6))
     address = rig.mapping.reserve(8 * rig.page)
-    rig.mapping.map(address, [Extent(0, 1)])
-    for twice in ([Extent(0, 1)], [Extent(1, 1), Extent(1, 2)], [Extent(1, 2), Extent(0, 1)]):
-        with pytest.raises(DriverError, match="one address"):
-            rig.mapping.map(address + 2 * rig.page, twice)
-    rig.mapping.map(address + 2 * rig.page, [Extent(1, 2)])
+    rig.mapping.map(address, [Extent(4, 2)])
+    rig.mapping.map(address + 2 * rig.page, [Extent(0, 1), Extent(1, 2)])
+    rig.mapping.map(address + 6 * rig.page, [Extent(3, 1)])
+    assert rig.mapping.pages_at(address + rig.page, 3 * rig.page) == [Extent(5, 1), Extent(0, 2)]
+    assert rig.mapping.run_count(address, 8 * rig.page) == 3
+    assert rig.mapping.run_count(address + 2 * rig.page, 2 * rig.page) == 1
+    assert rig.mapping.run_count(address + 5 * rig.page, rig.page) == 0
+    for ask in (rig.mapping.pages_at, rig.mapping.unmap):
+        with pytest.raises(DriverError, match="nothing is mapped"):
+            ask(address, 7 * rig.page)
+    for outside in (rig.mapping.pages_at, rig.mapping.run_count):
+        with pytest.raises(DriverError, match="within one reservation"):
+            outside(address, 9 * rig.page)
+    assert rig.mapping.unmap(address + 3 * rig.page, 2 * rig.page) == [Extent(1, 2)]
+    assert rig.mapping.mapped_page_count == 4
 
 
 def test_only_imported_pages_are_mapped(rig: Rig) -> None:
