@@ -96,6 +96,10 @@ class RawEngine:
         request = pb.ReturnPagesRequest(key=self.key, runs=[leased.run for leased in runs])
         return self.stub.ReturnPages(request, timeout=ANSWER_WITHIN_S).returned_pages
 
+    def report(self, **usage: int) -> None:
+        """The fields of a ReportUsageRequest; those that are left out are 0."""
+        self.stub.ReportUsage(pb.ReportUsageRequest(key=self.key, **usage), timeout=ANSWER_WITHIN_S)
+
     def detach(self) -> int:
         return self.stub.Detach(pb.DetachRequest(key=self.key), timeout=ANSWER_WITHIN_S).returned_pages
 

@@ -20,7 +20,14 @@ MAY_IMPORT = {
     "vattd": {"vattd", "vatt", "vattention.vmm"},
     "vattctl": {"vattctl", "vattention", "vatt"},
 }
-PURE = ["vattd/ledger.py", "vattd/stock.py", "vattd/policy.py", "vattd/snapshot.py", "proto/vatt/pages.py"]
+PURE = [
+    "vattd/ledger.py",
+    "vattd/stock.py",
+    "vattd/policy.py",
+    "vattd/snapshot.py",
+    "proto/vatt/pages.py",
+    "proto/vatt/usage.py",
+]
 IMPURE = {"asyncio", "cuda", "grpc", "logging", "os", "random", "socket", "threading", "time"}
 
 

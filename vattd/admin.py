@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from vatt.usage import Usage
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattd import __version__
@@ -63,7 +64,7 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
                     owner_uid=tenant.owner_uid,
                     session_count=tenant.session_count,
                     leased_bytes=tenant.leased_pages * page,
-                    mapped_bytes=tenant.mapped_pages * page,
+                    **_usage_bytes(tenant.usage, page),
                 )
                 for tenant in snapshot.tenants
             ],
@@ -107,6 +108,12 @@ def _session_message(session: EngineSession, view: SessionView, page_size_bytes:
         client_name=session.client_name,
         state="fenced" if session.fenced else "attached",
         leased_bytes=view.leased_pages * page_size_bytes,
-        mapped_bytes=view.mapped_pages * page_size_bytes,
         attach_time=_timestamp(session.attach_time_s),
+        **_usage_bytes(view.usage, page_size_bytes),
     )
+
+
+def _usage_bytes(usage: Usage, page_size_bytes: int) -> dict[str, int]:
+    """As the fields of a Tenant and of a Session."""
+    fields = asdict(usage)
+    return {"mapped_bytes": fields.pop("mapped_pages") * page_size_bytes, **fields}

@@ -5,12 +5,13 @@ Pure: it knows no driver, clock, socket or log. One event loop writes it. What i
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vatt.errors import InvalidRequest, LeaseCancelled, LimitExceeded, PoolExhausted, SessionUnknown, TenantDenied
 from vatt.pages import Extent, LedgerBug, extents_of
+from vatt.usage import Usage
 from vattd.snapshot import SessionView, Snapshot, TenantView
 from vattd.stock import Shelf, Stock
 
@@ -42,7 +43,7 @@ class _Session:
     tenant: _Tenant
     generations: dict[int, int] = field(default_factory=dict)  # page id -> generation, for every page it holds
     leases: OrderedDict[str, tuple[PageRun, ...] | None] = field(default_factory=OrderedDict)  # None: cancelled
-    mapped_pages: int = 0
+    usage: Usage = field(default_factory=Usage)  # its last word
 
 
 class Ledger:
@@ -90,7 +91,7 @@ class Ledger:
             self.stock.take_back(session.tenant.shelf, held)
         else:
             self.stock.quarantine(held)
-        self._mapped_pages -= session.mapped_pages
+        self._mapped_pages -= session.usage.mapped_pages
         session.tenant.session_count -= 1
         del self._sessions[session_id]
         return len(session.generations)
@@ -139,18 +140,23 @@ class Ledger:
                 del session.generations[page_id]
             self.stock.take_back(session.tenant.shelf, extents_of(held))
             returned += len(held)
-        if session.mapped_pages > len(session.generations):  # its last word is from before it unmapped
-            self.report_usage(session_id, len(session.generations))
+        held_pages = len(session.generations)
+        if session.usage.mapped_pages > held_pages:  # its last word is from before it unmapped
+            token_bytes = min(session.usage.token_bytes, held_pages * self.page_size_bytes)
+            self.report_usage(session_id, replace(session.usage, mapped_pages=held_pages, token_bytes=token_bytes))
         return returned
 
-    def report_usage(self, session_id: str, mapped_pages: int) -> None:
-        """Raises InvalidRequest if more pages are said to be mapped than are held."""
+    def report_usage(self, session_id: str, usage: Usage) -> None:
+        """Keep the session's word in place of its last one.
+
+        Raises InvalidRequest if more pages are said to be mapped than are held.
+        """
         session = self._session(session_id)
-        if not 0 <= mapped_pages <= len(session.generations):
-            raise InvalidRequest(f"{mapped_pages} pages mapped, but {len(session.generations)} are leased")
-        self._mapped_pages += mapped_pages - session.mapped_pages
+        if usage.mapped_pages > len(session.generations):
+            raise InvalidRequest(f"{usage.mapped_pages} pages mapped, but {len(session.generations)} are leased")
+        self._mapped_pages += usage.mapped_pages - session.usage.mapped_pages
         self._peak_mapped_pages = max(self._peak_mapped_pages, self._mapped_pages)
-        session.mapped_pages = mapped_pages
+        session.usage = usage
 
     def holds(self, session_id: str, run: PageRun) -> bool:
         """Does the session hold every page of the run, under its generation?"""
@@ -182,14 +188,14 @@ class Ledger:
 
     def snapshot(self) -> Snapshot:
         sessions = tuple(
-            SessionView(session.session_id, session.tenant.name, len(session.generations), session.mapped_pages)
+            SessionView(session.session_id, session.tenant.name, len(session.generations), session.usage)
             for session in self._sessions.values()
         )
         leased: Counter[str] = Counter()
-        mapped: Counter[str] = Counter()
+        usage: defaultdict[str, Usage] = defaultdict(Usage)
         for view in sessions:
             leased[view.tenant] += view.leased_pages
-            mapped[view.tenant] += view.mapped_pages
+            usage[view.tenant] += view.usage
         return Snapshot(
             page_size_bytes=self.page_size_bytes,
             max_pages=self.stock.max_pages,
@@ -200,9 +206,7 @@ class Ledger:
             scrubbed_pages_total=self.stock.scrubbed_total,
             destroyed_pages_total=self.stock.destroyed_total,
             tenants=tuple(
-                TenantView(
-                    tenant.name, tenant.owner_uid, tenant.session_count, leased[tenant.name], mapped[tenant.name]
-                )
+                TenantView(tenant.name, tenant.owner_uid, tenant.session_count, leased[tenant.name], usage[tenant.name])
                 for tenant in self._tenants.values()
             ),
             sessions=sessions,

@@ -41,20 +41,45 @@ class PoolCollector(Collector):
         for state, count in snapshot.pages_by_state.items():
             pages.add_metric([state.value], count)
         yield pages
-        leased = GaugeMetricFamily("vattd_leased_bytes", "Bytes leased, by tenant.", labels=["tenant"])
-        mapped = GaugeMetricFamily("vattd_mapped_bytes", "Bytes mapped, by the sessions' word.", labels=["tenant"])
+        leased = GaugeMetricFamily("vattd_tenant_leased_bytes", "Bytes leased, by tenant.", labels=["tenant"])
         sessions = GaugeMetricFamily("vattd_sessions", "Attached processes, by tenant.", labels=["tenant"])
         for tenant in snapshot.tenants:
             leased.add_metric([tenant.name], tenant.leased_pages * page)
-            mapped.add_metric([tenant.name], tenant.mapped_pages * page)
             sessions.add_metric([tenant.name], tenant.session_count)
-        yield from (leased, mapped, sessions)
+        yield from (leased, sessions, *_usage_metrics(snapshot))
         yield CounterMetricFamily("vattd_pages_created", "Pages created.", value=snapshot.created_pages_total)
         yield CounterMetricFamily("vattd_pages_scrubbed", "Pages scrubbed.", value=snapshot.scrubbed_pages_total)
         yield CounterMetricFamily("vattd_pages_destroyed", "Pages destroyed.", value=snapshot.destroyed_pages_total)
 
     async def _snapshot(self) -> Snapshot:
         return self._read()
+
+
+def _usage_metrics(snapshot: Snapshot) -> Iterator[Metric]:
+    """What the sessions report. What paging saves is a baseline less the mapped bytes: queries subtract."""
+    mapped = GaugeMetricFamily(
+        "vattd_tenant_mapped_bytes", "Physical bytes mapped, by the sessions' word.", labels=["tenant"]
+    )
+    tokens = GaugeMetricFamily(
+        "vattd_tenant_token_bytes",
+        "Bytes of the mapped ones that tokens fill; a shared prefix once.",
+        labels=["tenant"],
+    )
+    baselines = GaugeMetricFamily(
+        "vattd_tenant_baseline_bytes",
+        "Bytes that another way of holding the same tokens would take: compare one with the mapped bytes, never add "
+        "them up. static_reservation: every slot at its full context from the start; paged16, paged256: PagedAttention "
+        "in blocks of 16 or 256 tokens, a shared prefix once.",
+        labels=["tenant", "baseline"],
+    )
+    for tenant in snapshot.tenants:
+        usage = tenant.usage
+        mapped.add_metric([tenant.name], usage.mapped_pages * snapshot.page_size_bytes)
+        tokens.add_metric([tenant.name], usage.token_bytes)
+        baselines.add_metric([tenant.name, "static_reservation"], usage.static_reservation_bytes)
+        baselines.add_metric([tenant.name, "paged16"], usage.paged16_bytes)
+        baselines.add_metric([tenant.name, "paged256"], usage.paged256_bytes)
+    yield from (mapped, tokens, baselines)
 
 
 class MetricsServer:

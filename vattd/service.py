@@ -13,7 +13,8 @@ import grpc
 
 from vatt.errors import InvalidRequest, VattError
 from vatt.pages import LedgerBug
-from vatt.protocol import MAX_PAGES_PER_LEASE, MAX_RUNS_PER_MESSAGE
+from vatt.protocol import MAX_PAGES_PER_LEASE, MAX_RUNS_PER_MESSAGE, MAX_USAGE_BYTES
+from vatt.usage import Usage
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattd.handles import parse_run
@@ -88,6 +89,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
                     page_size_bytes=self._driver.page_size_bytes,
                     max_pages_per_lease=MAX_PAGES_PER_LEASE,
                     max_runs_per_message=MAX_RUNS_PER_MESSAGE,
+                    pool_pages=self.pool.ledger.stock.max_pages,
                 )
             )
             async for notice in mailbox.notices():
@@ -123,7 +125,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     @rpc
     async def ReportUsage(self, request: pb.ReportUsageRequest, context: Context) -> pb.ReportUsageResponse:  # noqa: N802
         session = self._sessions.find(request.key)
-        self.pool.ledger.report_usage(session.session_id, request.mapped_pages)
+        self.pool.ledger.report_usage(session.session_id, _parse_usage(request))
         return pb.ReportUsageResponse()
 
     @rpc
@@ -143,6 +145,22 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
 def _check_request_id(request_id: str) -> None:
     if not 1 <= len(request_id) <= MAX_REQUEST_ID:
         raise InvalidRequest(f"a request_id has 1 to {MAX_REQUEST_ID} characters")
+
+
+def _parse_usage(request: pb.ReportUsageRequest) -> Usage:
+    if request.mapped_pages < 0:
+        raise InvalidRequest(f"mapped_pages is at least 0, not {request.mapped_pages}")
+    for name in ("token_bytes", "static_reservation_bytes", "paged16_bytes", "paged256_bytes"):
+        size_bytes = getattr(request, name)
+        if not 0 <= size_bytes <= MAX_USAGE_BYTES:
+            raise InvalidRequest(f"{name} is 0 to {MAX_USAGE_BYTES}, not {size_bytes}")
+    return Usage(
+        mapped_pages=request.mapped_pages,
+        token_bytes=request.token_bytes,
+        static_reservation_bytes=request.static_reservation_bytes,
+        paged16_bytes=request.paged16_bytes,
+        paged256_bytes=request.paged256_bytes,
+    )
 
 
 def _parse_wish(session_id: str, request: pb.LeasePagesRequest, now_s: float) -> Wish:

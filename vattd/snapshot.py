@@ -6,6 +6,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vatt.usage import Usage
+
 
 class PageState(enum.Enum):
     """Every page of the pool is in exactly one of these."""
@@ -26,7 +28,7 @@ class TenantView:
     owner_uid: int
     session_count: int
     leased_pages: int
-    mapped_pages: int
+    usage: Usage  # summed over its sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class SessionView:
     session_id: str
     tenant: str
     leased_pages: int
-    mapped_pages: int  # by the session's own word
+    usage: Usage  # by the session's own word
 
 
 @dataclass(frozen=True, slots=True)

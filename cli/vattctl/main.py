@@ -7,6 +7,7 @@ import sys
 import click
 
 from vatt.errors import DaemonUnreachable, VattError
+from vattctl.replay.command import replay
 from vattctl.status import status
 
 EXIT_REFUSED = 1
@@ -20,6 +21,7 @@ def vattctl() -> None:
 
 
 vattctl.add_command(status)
+vattctl.add_command(replay)
 
 
 def main() -> None:

@@ -24,7 +24,10 @@ BAR_WIDTH = 40
 @socket_dir_option
 @output_option
 def status(device: str | None, socket_dir: Path | None, output: str) -> None:
-    """Show the device, the pool by state, and the sessions.
+    """Show the device, the pool by state, the tenants, and the sessions.
+
+    A tenant's UTILIZATION is how much of its mapped memory tokens fill; SAVED is what it takes less than STATIC, a
+    cache without paging whose every slot has its full context from the start.
 
     \b
     Examples:
@@ -54,7 +57,7 @@ def render(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
         f"{format_size(pool.min_bytes)} to {format_size(pool.max_bytes)} in pages of "
         f"{format_size(pool.page_size_bytes)}; most ever leased {format_size(pool.peak_leased_bytes)}",
     )
-    return Group(head, Text(), _pool_table(pool), Text(), _sessions_table(answer))
+    return Group(head, Text(), _pool_table(pool), Text(), _tenants_table(answer), Text(), _sessions_table(answer))
 
 
 def _pool_table(pool: pb.Pool) -> RenderableType:
@@ -72,15 +75,42 @@ def _pool_table(pool: pb.Pool) -> RenderableType:
     return table
 
 
+# In a narrow terminal rich takes the width from columns that may wrap: in these two tables names, never figures.
+def _tenants_table(answer: pb.GetStatusResponse) -> RenderableType:
+    if not answer.tenants:
+        return Text("no tenants")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("TENANT", overflow="ellipsis")
+    for title in ("LEASED", "MAPPED", "STATIC", "UTILIZATION", "SAVED"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for tenant in sorted(answer.tenants, key=lambda tenant: -tenant.leased_bytes):
+        static_bytes = tenant.static_reservation_bytes
+        table.add_row(
+            tenant.name,
+            format_size(tenant.leased_bytes),
+            format_size(tenant.mapped_bytes),
+            format_size(static_bytes),
+            _percent(tenant.token_bytes, tenant.mapped_bytes),
+            _percent(static_bytes - tenant.mapped_bytes, static_bytes),
+        )
+    return table
+
+
+def _percent(part_bytes: int, whole_bytes: int) -> str:
+    return f"{part_bytes / whole_bytes:.1%}" if whole_bytes else "-"
+
+
 def _sessions_table(answer: pb.GetStatusResponse) -> RenderableType:
     if not answer.sessions:
         return Text("no sessions")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("SESSION", "TENANT", "PID", "STATE"):
-        table.add_column(title)
+    table.add_column("SESSION", no_wrap=True)
+    table.add_column("TENANT", overflow="ellipsis")
+    for title in ("PID", "STATE"):
+        table.add_column(title, no_wrap=True)
     for title in ("LEASED", "MAPPED"):
-        table.add_column(title, justify="right")
-    table.add_column("CLIENT", overflow="ellipsis", no_wrap=True)
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("CLIENT", overflow="ellipsis")
     for session in sorted(answer.sessions, key=lambda session: -session.leased_bytes):
         table.add_row(
             session.session_id,

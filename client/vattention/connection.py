@@ -62,15 +62,23 @@ class Connection:
         fork_guard.abandon_in_child(self)
 
     @classmethod
-    def open(cls, caller: Caller, config: ClientConfig, device: str | None, socket_dir: Path | None) -> Connection:
-        """Connect to the daemon that the arguments and the environment choose."""
+    def open(
+        cls,
+        caller: Caller,
+        config: ClientConfig,
+        device: str | None,
+        socket_dir: Path | None,
+        page_size_bytes: int | None = None,
+    ) -> Connection:
+        """Connect to the daemon that the arguments and the environment choose. The page size is for one that is started
+        here."""
         if socket_dir is not None or not config.embedded:
             return cls(
                 caller, find_daemon([socket_dir] if socket_dir is not None else list(config.socket_dirs), device)
             )
         fork_guard.about_to_open_a_channel()
         with ExitStack() as undo:
-            daemon = embedded.acquire(device)
+            daemon = embedded.acquire(device, page_size_bytes)
             undo.callback(embedded.release, daemon)
             connection = cls(caller, daemon.sockets)
             daemon.connections.add(connection)
@@ -116,7 +124,8 @@ class Connection:
             stream = AttachStream(self.stub, request)
             undo.callback(stream.close)
             attached = stream.attached(ATTACH_TIMEOUT_S)
-            if min(attached.page_size_bytes, attached.max_pages_per_lease, attached.max_runs_per_message) < 1:
+            facts = (attached.page_size_bytes, attached.max_pages_per_lease, attached.max_runs_per_message)
+            if min(*facts, attached.pool_pages) < 1:
                 raise VattError(f"vattd's answer to Attach makes no sense: {attached}")
             undo.pop_all()
         return handles, stream, attached

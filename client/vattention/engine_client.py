@@ -7,7 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from vatt.errors import Closed, DaemonUnreachable, SessionUnknown, VattError
+from vatt.usage import Usage
 from vatt.v1 import vatt_pb2, vatt_pb2_grpc
 from vattention.page_source import LeasePurpose
 from vattention.wire_errors import from_rpc
@@ -97,9 +98,9 @@ class EngineClient:
             self._owed_returns += (piece for run in runs for piece in _pieces(run, self._max_pages))
         self._settle_quietly()
 
-    def report_usage(self, mapped_pages: int) -> None:
+    def report_usage(self, usage: Usage) -> None:
         self.settle()
-        request = vatt_pb2.ReportUsageRequest(key=self._key, mapped_pages=mapped_pages)
+        request = vatt_pb2.ReportUsageRequest(key=self._key, **asdict(usage))
         self._tell(lambda: self._stub.ReportUsage(request, timeout=ANSWER_TIMEOUT_S))
 
     def leave(self) -> None:

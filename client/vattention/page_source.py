@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vatt.pages import Extent
+from vatt.usage import Usage
 
 
 class LeasePurpose(enum.Enum):
@@ -32,5 +33,5 @@ class PageSource(Protocol):
     def give_back(self, extents: Sequence[Extent]) -> None:
         """Return pages that are mapped nowhere. Safe to repeat."""
 
-    def report_usage(self, mapped_pages: int) -> None:
-        """Say how many of the pages are mapped."""
+    def report_usage(self, usage: Usage) -> None:
+        """Say what the pages are used for."""

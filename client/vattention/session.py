@@ -17,6 +17,7 @@ from typing import Protocol
 
 from vatt.errors import Closed, InvalidRequest, LimitExceeded, PoolExhausted, SessionFenced, VattError
 from vatt.pages import Extent, extents_of
+from vatt.usage import Usage
 from vatt.v1 import vatt_pb2
 from vattention import fork_guard
 from vattention.config import read_config
@@ -32,6 +33,8 @@ from vattention.vmm import open_mapping
 log = logging.getLogger(__name__)
 
 MAX_WAIT_S = 3600.0
+# A busy engine may keep this part of the pool unmapped, so as not to lease what it gave back a moment ago.
+SPARE_DIVISOR = 40
 
 
 class SessionState(enum.Enum):
@@ -66,7 +69,8 @@ class Session:
         self._dependents: weakref.WeakSet[Closeable] = weakref.WeakSet()
         self._closed = False
         self.mapper = mapper
-        self.pages = PageCache(self, lambda: mapper.mapped_pages)
+        spare_pages = attached.pool_pages // SPARE_DIVISOR
+        self.pages = PageCache(self, lambda: Usage(mapped_pages=mapper.mapped_pages), spare_pages=spare_pages)
 
     @classmethod
     def connect(
@@ -76,16 +80,18 @@ class Session:
         device: str | None = None,
         socket_dir: Path | str | None = None,
         client_name: str | None = None,
+        page_size_bytes: int | None = None,
     ) -> Session:
         """Attach to the vattd of `device` (`host` or a GPU's UUID; None: the only one there is).
 
         Looks in `socket_dir`, else where the environment says; with VATTENTION_DAEMON=embedded a private vattd is
-        started. Raises InvalidRequest, DaemonUnreachable, TenantDenied, VersionUnsupported, DeviceNotFound.
+        started, with pages of `page_size_bytes` if that is given.
+        Raises InvalidRequest, DaemonUnreachable, TenantDenied, VersionUnsupported, DeviceNotFound.
         """
         with ExitStack() as undo:
             caller = Caller(tenant, client_name if client_name is not None else f"vattention/{_version()}")
             directory = _directory(socket_dir) if socket_dir is not None else None
-            connection = Connection.open(caller, read_config(), device, directory)
+            connection = Connection.open(caller, read_config(), device, directory, page_size_bytes)
             undo.callback(connection.close)
             facts = connection.attached
             mapper = Mapper(open_mapping(facts.device.backend, facts.device.uuid, facts.page_size_bytes))
@@ -101,6 +107,11 @@ class Session:
     @property
     def page_size_bytes(self) -> int:
         return self.mapper.page_size_bytes
+
+    @property
+    def pool_pages(self) -> int:
+        """The most pages that could ever be leased: the pool's limit, which all sessions share."""
+        return self._connection.attached.pool_pages
 
     @property
     def leased_pages(self) -> int:
@@ -187,11 +198,11 @@ class Session:
                 self._generation_of.update(generation_of)  # what the driver refused to release stays held
             self._client.return_pages(released)
 
-    def report_usage(self, mapped_pages: int) -> None:
-        """Tell vattd how many pages are mapped, for its status. The page cache does it."""
+    def report_usage(self, usage: Usage) -> None:
+        """Tell vattd what the pages are used for, for its status and metrics. The page cache does it."""
         self._check_usable()
         with self._closed_meanwhile():
-            self._client.report_usage(mapped_pages)
+            self._client.report_usage(usage)
 
     def reattach(self) -> None:
         """Go on after the stream broke, as the same session with the same pages.

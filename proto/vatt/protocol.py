@@ -9,6 +9,8 @@ ERROR_DOMAIN = "vatt"  # of google.rpc.ErrorInfo
 MAX_PAGES_PER_LEASE = 1 << 20
 MAX_RUNS_PER_MESSAGE = 1 << 16
 MAX_MESSAGE_BYTES = 16 << 20
+# For each figure of a usage report: more than a process has addresses for, and sums of thousands still fit an int64.
+MAX_USAGE_BYTES = 1 << 48
 
 # The kernel's SCM_MAX_FD.
 MAX_FDS_PER_PACKET = 253

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from vatt.errors import InvalidRequest, LeaseCancelled, LimitExceeded, PoolExhausted, SessionUnknown, TenantDenied
 from vatt.pages import Extent
+from vatt.usage import Usage
 from vattd.ledger import Ledger, PageRun
 from vattd.snapshot import PageState
 from vattd.stock import Stock
 
 MAX_PAGES = 40
+PAGE_SIZE = 8  # so that random token bytes fill pages
 TENANTS = ("a", "b", "c")
 UID = 1000
 
 
 def make_ledger(*, shares_zone: bool, max_pages: int = MAX_PAGES) -> Ledger:
-    return Ledger(Stock(max_pages, shares_zone=shares_zone), page_size_bytes=4096, incarnation=7)
+    return Ledger(Stock(max_pages, shares_zone=shares_zone), page_size_bytes=PAGE_SIZE, incarnation=7)
 
 
 def stock_up(ledger: Ledger, session_id: str, page_count: int) -> None:
@@ -39,6 +43,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.held: dict[str, dict[int, int]] = {}  # session -> page id -> generation
         self.tenant_of: dict[str, str] = {}
         self.data_of: dict[int, str] = {}
+        self.usage: dict[str, Usage] = {}
         self.generations: set[int] = set()
         self.count = 0
 
@@ -47,7 +52,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.count += 1
         session_id = f"s{self.count}"
         self.ledger.open_session(session_id, tenant, UID)
-        self.held[session_id], self.tenant_of[session_id] = {}, tenant
+        self.held[session_id], self.tenant_of[session_id], self.usage[session_id] = {}, tenant, Usage()
         return session_id
 
     @rule(target=old_runs, session_id=sessions, page_count=st.integers(1, 50), fewest=st.integers(1, 50))
@@ -74,6 +79,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if page_count % 5 == 0:
             for page_id in pages:
                 del self.held[session_id][page_id]
+            self.correct_usage(session_id)
             assert self.ledger.cancel(session_id, f"r{self.count}") == len(pages)
             with pytest.raises(LeaseCancelled):
                 self.ledger.lease(session_id, f"r{self.count}", page_count, fewest)
@@ -90,11 +96,13 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.give_back(session_id, [part]) == len(mine)
         for page_id in mine:
             del held[page_id]
+        self.correct_usage(session_id)
         assert self.ledger.give_back(session_id, [part]) == 0
 
     @rule(session_id=consumes(sessions), unmapped=st.booleans())
     def end(self, session_id: str, unmapped: bool) -> None:
         assert self.ledger.end_session(session_id, unmapped=unmapped) == len(self.held.pop(session_id))
+        del self.usage[session_id]
         with pytest.raises(SessionUnknown):
             self.ledger.end_session(session_id, unmapped=unmapped)
 
@@ -137,12 +145,23 @@ class LedgerMachine(RuleBasedStateMachine):
             assert not set(extent.page_ids) & set().union(*self.held.values()), "destroyed while it was lent"
             stock.finish_destroy(extent, retire=kind == "quarantined" and not stock.shares_zone)
 
-    @rule(session_id=sessions, mapped=st.integers(-1, 60))
-    def report(self, session_id: str, mapped: int) -> None:
-        try:
-            self.ledger.report_usage(session_id, mapped)
-        except InvalidRequest:
-            assert not 0 <= mapped <= len(self.held[session_id])
+    @rule(session_id=sessions, usage=st.builds(Usage, *[st.integers(0, 60)] * 5))
+    def report(self, session_id: str, usage: Usage) -> None:
+        if usage.mapped_pages > len(self.held[session_id]):
+            before = self.ledger.snapshot()
+            with pytest.raises(InvalidRequest):
+                self.ledger.report_usage(session_id, usage)
+            assert self.ledger.snapshot() == before
+        else:
+            self.ledger.report_usage(session_id, usage)
+            self.usage[session_id] = usage
+
+    def correct_usage(self, session_id: str) -> None:
+        """A page that came back is not mapped, whatever the session said before."""
+        held_pages, usage = len(self.held[session_id]), self.usage[session_id]
+        if usage.mapped_pages > held_pages:
+            token_bytes = min(usage.token_bytes, held_pages * PAGE_SIZE)
+            self.usage[session_id] = replace(usage, mapped_pages=held_pages, token_bytes=token_bytes)
 
     @invariant()
     def every_page_is_in_one_state(self) -> None:
@@ -163,7 +182,13 @@ class LedgerMachine(RuleBasedStateMachine):
             assert {s.session_id: s.leased_pages for s in snapshot.sessions} == {
                 session_id: len(pages) for session_id, pages in self.held.items()
             }
-            mapped = sum(session.mapped_pages for session in snapshot.sessions)
+            assert {session.session_id: session.usage for session in snapshot.sessions} == self.usage
+            for tenant in snapshot.tenants:
+                usages = [
+                    self.usage[session.session_id] for session in snapshot.sessions if session.tenant == tenant.name
+                ]
+                assert tenant.usage == sum(usages, start=Usage())
+            mapped = sum(tenant.usage.mapped_pages for tenant in snapshot.tenants)
             assert mapped <= min(leased, snapshot.peak_mapped_pages)
 
 

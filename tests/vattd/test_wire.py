@@ -15,13 +15,14 @@ from google.protobuf.duration_pb2 import Duration
 
 from tests.daemon import Vattd
 from tests.raw_engine import HandleSocket, RawEngine, close_all, in_thread, page_count_of, page_ids_of, reason_of
-from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES, MAX_PAGES_PER_LEASE
+from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES, MAX_PAGES_PER_LEASE, MAX_USAGE_BYTES
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattd.sessions import MAX_SESSIONS_PER_PROCESS
 
 POOL_PAGES = 64
 PAGE = 64 << 10
+BYTE_FIGURES = ("token_bytes", "static_reservation_bytes", "paged16_bytes", "paged256_bytes")
 
 
 @pytest.fixture(scope="module")
@@ -218,11 +219,47 @@ def test_a_run_that_makes_no_sense_is_refused(engine: RawEngine, run: dict[str, 
     assert (delivery.error.reason, fds) == ("INVALID_REQUEST", [])
 
 
-def test_more_pages_mapped_than_leased_is_refused(engine: RawEngine) -> None:
-    for mapped in (1, -1):
-        with pytest.raises(grpc.RpcError) as caught:
-            engine.stub.ReportUsage(pb.ReportUsageRequest(key=engine.key, mapped_pages=mapped))
-        assert reason_of(caught.value) == "INVALID_REQUEST"
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"mapped_pages": 3},
+        {"mapped_pages": -1},
+        *({name: size_bytes} for name in BYTE_FIGURES for size_bytes in (-1, MAX_USAGE_BYTES + 1, (1 << 63) - 1)),
+    ],
+)
+def test_a_usage_that_makes_no_sense_is_refused_and_the_last_word_stands(
+    vattd: Vattd, engine: RawEngine, usage: dict[str, int]
+) -> None:
+    runs = engine.lease(2)
+    engine.report(mapped_pages=2, token_bytes=7)
+    with pytest.raises(grpc.RpcError) as caught:
+        engine.report(**usage)
+    assert reason_of(caught.value) == "INVALID_REQUEST"
+    [tenant] = [tenant for tenant in vattd.status().tenants if tenant.name == "test"]
+    assert (tenant.mapped_bytes, tenant.token_bytes) == (2 * PAGE, 7)
+    engine.give_back(runs)
+
+
+def test_status_sums_the_usage_of_a_tenants_sessions(vattd: Vattd, engine: RawEngine) -> None:
+    usage = dict(zip(BYTE_FIGURES, (100, 9 * PAGE, 300, MAX_USAGE_BYTES), strict=True))
+    with RawEngine(vattd.sockets) as other:
+        for each, page_count in ((engine, 3), (other, 2)):
+            each.lease(page_count)
+            each.report(mapped_pages=page_count, **usage)
+        status = vattd.status()
+        for session in status.sessions:
+            assert {name: getattr(session, name) for name in BYTE_FIGURES} == usage
+        [tenant] = [tenant for tenant in status.tenants if tenant.name == "test"]
+        assert tenant.mapped_bytes == 5 * PAGE
+        assert {name: getattr(tenant, name) for name in BYTE_FIGURES} == {name: 2 * usage[name] for name in usage}
+        other.detach()
+    [tenant] = [tenant for tenant in vattd.status().tenants if tenant.name == "test"]
+    assert {name: getattr(tenant, name) for name in BYTE_FIGURES} == usage, "what has ended counts no more"
+    engine.detach()
+
+
+def test_a_session_is_told_the_pools_limit(engine: RawEngine) -> None:
+    assert engine.attached.pool_pages == POOL_PAGES
 
 
 @pytest.mark.parametrize("tenant", ["", "A", "-a", "a b", "a" * 64, "../x", "a\n", "é"])

@@ -30,6 +30,7 @@ from vatt.errors import (
 )
 from vatt.pages import Extent, page_count_of
 from vatt.sockets import find_daemon
+from vatt.usage import Usage
 from vatt.v1 import vatt_pb2, vatt_pb2_grpc
 from vattention.engine_client import Grant
 from vattention.kvcache import KVCache
@@ -104,6 +105,18 @@ def test_who_attaches_and_where_must_make_sense(vattd_socket_dir: Path) -> None:
         Session.connect("tests", socket_dir=5)  # type: ignore[arg-type]
     with Session.connect("tests", socket_dir=str(vattd_socket_dir)) as session:
         assert session.state is SessionState.ATTACHED
+
+
+def test_a_session_knows_the_pools_limit_and_vattd_its_last_word_on_usage(
+    session: Session, vattd_socket_dir: Path
+) -> None:
+    assert session.pool_pages == POOL_BYTES // session.page_size_bytes
+    session.pages.close()  # it would have a word too
+    session.report_usage(Usage(token_bytes=1))
+    session.report_usage(Usage(0, 2, 3, 4, 5))
+    [row] = [row for row in status(vattd_socket_dir).sessions if row.session_id == session.session_id]
+    said = (row.token_bytes, row.static_reservation_bytes, row.paged16_bytes, row.paged256_bytes)
+    assert (row.mapped_bytes, *said) == (0, 2, 3, 4, 5)
 
 
 def test_more_than_the_pool_is_refused_and_as_much_as_there_is_can_be_had(session: Session) -> None:
@@ -289,7 +302,7 @@ def test_threads_at_work_in_a_session_that_is_closed_are_told_so(vattd_socket_di
             try:
                 while True:
                     session.give_back(session.lease(3))
-                    session.report_usage(0)
+                    session.report_usage(Usage())
             except BaseException as error:  # noqa: BLE001  looked at below
                 ends.append(error)  # noqa: B023  it is bound by this very handler
 

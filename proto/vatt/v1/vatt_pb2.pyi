@@ -261,6 +261,7 @@ class Attached(_message.Message):
     PAGE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_PAGES_PER_LEASE_FIELD_NUMBER: _builtins.int
     MAX_RUNS_PER_MESSAGE_FIELD_NUMBER: _builtins.int
+    POOL_PAGES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     incarnation: _builtins.int
     """Names this run of vattd; a generation begins with it."""
@@ -268,6 +269,8 @@ class Attached(_message.Message):
     max_pages_per_lease: _builtins.int
     """The most pages a LeasePages may ask for, and the most runs that fit a ReturnPages."""
     max_runs_per_message: _builtins.int
+    pool_pages: _builtins.int
+    """The most pages that could ever be leased to this session: the pool's limit."""
     @_builtins.property
     def key(self) -> Global___SessionKey: ...
     @_builtins.property
@@ -282,10 +285,11 @@ class Attached(_message.Message):
         page_size_bytes: _builtins.int = ...,
         max_pages_per_lease: _builtins.int = ...,
         max_runs_per_message: _builtins.int = ...,
+        pool_pages: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "incarnation", b"incarnation", "key", b"key", "max_pages_per_lease", b"max_pages_per_lease", "max_runs_per_message", b"max_runs_per_message", "page_size_bytes", b"page_size_bytes", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "incarnation", b"incarnation", "key", b"key", "max_pages_per_lease", b"max_pages_per_lease", "max_runs_per_message", b"max_runs_per_message", "page_size_bytes", b"page_size_bytes", "pool_pages", b"pool_pages", "protocol_version", b"protocol_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -491,11 +495,28 @@ Global___ReturnPagesResponse: _TypeAlias = ReturnPagesResponse  # noqa: Y015
 
 @_typing.final
 class ReportUsageRequest(_message.Message):
+    """What the session's KV caches hold, and what other ways of holding the same tokens would take (the baselines).
+    Figures in bytes are at least 0 and at most 2^48.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
     MAPPED_PAGES_FIELD_NUMBER: _builtins.int
+    TOKEN_BYTES_FIELD_NUMBER: _builtins.int
+    STATIC_RESERVATION_BYTES_FIELD_NUMBER: _builtins.int
+    PAGED16_BYTES_FIELD_NUMBER: _builtins.int
+    PAGED256_BYTES_FIELD_NUMBER: _builtins.int
     mapped_pages: _builtins.int
+    """Distinct physical pages that are mapped somewhere: at least 0, and no more than are leased."""
+    token_bytes: _builtins.int
+    """How much of the mapped memory tokens fill. A prefix that several sequences share counts once."""
+    static_reservation_bytes: _builtins.int
+    """Baseline: a cache without paging, where every slot has its full context from the start."""
+    paged16_bytes: _builtins.int
+    """Baseline: PagedAttention in blocks of 16 tokens, for the same lengths. A shared prefix counts once here too."""
+    paged256_bytes: _builtins.int
+    """Baseline: the same in blocks of 256 tokens."""
     @_builtins.property
     def key(self) -> Global___SessionKey: ...
     def __init__(
@@ -503,10 +524,14 @@ class ReportUsageRequest(_message.Message):
         *,
         key: Global___SessionKey | None = ...,
         mapped_pages: _builtins.int = ...,
+        token_bytes: _builtins.int = ...,
+        static_reservation_bytes: _builtins.int = ...,
+        paged16_bytes: _builtins.int = ...,
+        paged256_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "mapped_pages", b"mapped_pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "mapped_pages", b"mapped_pages", "paged16_bytes", b"paged16_bytes", "paged256_bytes", b"paged256_bytes", "static_reservation_bytes", b"static_reservation_bytes", "token_bytes", b"token_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -915,11 +940,20 @@ class Tenant(_message.Message):
     SESSION_COUNT_FIELD_NUMBER: _builtins.int
     LEASED_BYTES_FIELD_NUMBER: _builtins.int
     MAPPED_BYTES_FIELD_NUMBER: _builtins.int
+    TOKEN_BYTES_FIELD_NUMBER: _builtins.int
+    STATIC_RESERVATION_BYTES_FIELD_NUMBER: _builtins.int
+    PAGED16_BYTES_FIELD_NUMBER: _builtins.int
+    PAGED256_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner_uid: _builtins.int
     session_count: _builtins.int
     leased_bytes: _builtins.int
     mapped_bytes: _builtins.int
+    """From here on sums over its sessions, by their own word: see ReportUsageRequest."""
+    token_bytes: _builtins.int
+    static_reservation_bytes: _builtins.int
+    paged16_bytes: _builtins.int
+    paged256_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -928,10 +962,14 @@ class Tenant(_message.Message):
         session_count: _builtins.int = ...,
         leased_bytes: _builtins.int = ...,
         mapped_bytes: _builtins.int = ...,
+        token_bytes: _builtins.int = ...,
+        static_reservation_bytes: _builtins.int = ...,
+        paged16_bytes: _builtins.int = ...,
+        paged256_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leased_bytes", b"leased_bytes", "mapped_bytes", b"mapped_bytes", "name", b"name", "owner_uid", b"owner_uid", "session_count", b"session_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leased_bytes", b"leased_bytes", "mapped_bytes", b"mapped_bytes", "name", b"name", "owner_uid", b"owner_uid", "paged16_bytes", b"paged16_bytes", "paged256_bytes", b"paged256_bytes", "session_count", b"session_count", "static_reservation_bytes", b"static_reservation_bytes", "token_bytes", b"token_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -950,6 +988,10 @@ class Session(_message.Message):
     LEASED_BYTES_FIELD_NUMBER: _builtins.int
     MAPPED_BYTES_FIELD_NUMBER: _builtins.int
     ATTACH_TIME_FIELD_NUMBER: _builtins.int
+    TOKEN_BYTES_FIELD_NUMBER: _builtins.int
+    STATIC_RESERVATION_BYTES_FIELD_NUMBER: _builtins.int
+    PAGED16_BYTES_FIELD_NUMBER: _builtins.int
+    PAGED256_BYTES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     tenant: _builtins.str
     pid: _builtins.int
@@ -959,7 +1001,11 @@ class Session(_message.Message):
     """"attached" or "fenced"."""
     leased_bytes: _builtins.int
     mapped_bytes: _builtins.int
-    """By the session's own word."""
+    """By the session's own word, as the figures after attach_time are: see ReportUsageRequest."""
+    token_bytes: _builtins.int
+    static_reservation_bytes: _builtins.int
+    paged16_bytes: _builtins.int
+    paged256_bytes: _builtins.int
     @_builtins.property
     def attach_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -974,10 +1020,14 @@ class Session(_message.Message):
         leased_bytes: _builtins.int = ...,
         mapped_bytes: _builtins.int = ...,
         attach_time: _timestamp_pb2.Timestamp | None = ...,
+        token_bytes: _builtins.int = ...,
+        static_reservation_bytes: _builtins.int = ...,
+        paged16_bytes: _builtins.int = ...,
+        paged256_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "client_name", b"client_name", "leased_bytes", b"leased_bytes", "mapped_bytes", b"mapped_bytes", "pid", b"pid", "session_id", b"session_id", "state", b"state", "tenant", b"tenant", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "client_name", b"client_name", "leased_bytes", b"leased_bytes", "mapped_bytes", b"mapped_bytes", "paged16_bytes", b"paged16_bytes", "paged256_bytes", b"paged256_bytes", "pid", b"pid", "session_id", b"session_id", "state", b"state", "static_reservation_bytes", b"static_reservation_bytes", "tenant", b"tenant", "token_bytes", b"token_bytes", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -113,7 +113,7 @@ class EngineServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportUsage(self, request, context):
-        """Says how many of the leased pages are mapped, for status and metrics; vattd cannot see it. The last word wins.
+        """Says what the leased pages are used for, for status and metrics; vattd cannot see it. The last word wins.
         Never needed on the path of a step: send it from the background, a few times a second at most.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -82,7 +82,7 @@ class EngineServiceStub:
     without effect, so retrying is safe. All runs together name at most Attached.max_pages_per_lease pages.
     """
     ReportUsage: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.ReportUsageRequest, _vatt_pb2.ReportUsageResponse]
-    """Says how many of the leased pages are mapped, for status and metrics; vattd cannot see it. The last word wins.
+    """Says what the leased pages are used for, for status and metrics; vattd cannot see it. The last word wins.
     Never needed on the path of a step: send it from the background, a few times a second at most.
     """
     Detach: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.DetachRequest, _vatt_pb2.DetachResponse]
@@ -119,7 +119,7 @@ class EngineServiceAsyncStub(EngineServiceStub):
     without effect, so retrying is safe. All runs together name at most Attached.max_pages_per_lease pages.
     """
     ReportUsage: _aio.UnaryUnaryMultiCallable[_vatt_pb2.ReportUsageRequest, _vatt_pb2.ReportUsageResponse]  # type: ignore[assignment]
-    """Says how many of the leased pages are mapped, for status and metrics; vattd cannot see it. The last word wins.
+    """Says what the leased pages are used for, for status and metrics; vattd cannot see it. The last word wins.
     Never needed on the path of a step: send it from the background, a few times a second at most.
     """
     Detach: _aio.UnaryUnaryMultiCallable[_vatt_pb2.DetachRequest, _vatt_pb2.DetachResponse]  # type: ignore[assignment]
@@ -183,7 +183,7 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vatt_pb2.ReportUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vatt_pb2.ReportUsageResponse, _abc.Awaitable[_vatt_pb2.ReportUsageResponse]]:
-        """Says how many of the leased pages are mapped, for status and metrics; vattd cannot see it. The last word wins.
+        """Says what the leased pages are used for, for status and metrics; vattd cannot see it. The last word wins.
         Never needed on the path of a step: send it from the background, a few times a second at most.
         """
 
