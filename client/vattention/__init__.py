@@ -7,6 +7,8 @@
         cache.grow(slot, 100)
         k, v = cache.layer(0)
 
+A serving system written for microsoft/vattention finds that module's functions here as well (vattention.upstream).
+
 Importing this pulls in neither torch nor gRPC: vattd itself imports `vattention.vmm`. Names are loaded when first used.
 """
 
@@ -41,8 +43,25 @@ from vatt.errors import (
 if TYPE_CHECKING:
     from vattention.kvcache import KVCache, KVCacheStats
     from vattention.layout import KVCacheSpec, Layout
+    from vattention.memory_report import MemoryReport
     from vattention.page_source import LeasePurpose
     from vattention.session import Session, SessionState
+    from vattention.upstream import (
+        alloc_new_batch_idx,
+        cleanup,
+        free_batch_idx,
+        init_kvcache,
+        map_common_pages,
+        num_free_kvblocks,
+        release_kvcache_physical,
+        reserve_physical_pages,
+        set_deferred_reclamation,
+        set_verbose,
+        show_allocator_state,
+        show_kvcache_config,
+        step,
+        step_async,
+    )
 
 _MODULE_OF = {
     "KVCache": "vattention.kvcache",
@@ -50,8 +69,23 @@ _MODULE_OF = {
     "KVCacheStats": "vattention.kvcache",
     "Layout": "vattention.layout",
     "LeasePurpose": "vattention.page_source",
+    "MemoryReport": "vattention.memory_report",
     "Session": "vattention.session",
     "SessionState": "vattention.session",
+    "alloc_new_batch_idx": "vattention.upstream",
+    "cleanup": "vattention.upstream",
+    "free_batch_idx": "vattention.upstream",
+    "init_kvcache": "vattention.upstream",
+    "map_common_pages": "vattention.upstream",
+    "num_free_kvblocks": "vattention.upstream",
+    "release_kvcache_physical": "vattention.upstream",
+    "reserve_physical_pages": "vattention.upstream",
+    "set_deferred_reclamation": "vattention.upstream",
+    "set_verbose": "vattention.upstream",
+    "show_allocator_state": "vattention.upstream",
+    "show_kvcache_config": "vattention.upstream",
+    "step": "vattention.upstream",
+    "step_async": "vattention.upstream",
 }
 
 __all__ = [
@@ -69,6 +103,7 @@ __all__ = [
     "LeaseCancelled",
     "LeasePurpose",
     "LimitExceeded",
+    "MemoryReport",
     "OutOfMemory",
     "PageNotHeld",
     "PoolExhausted",
@@ -82,6 +117,20 @@ __all__ = [
     "TokenRefused",
     "VattError",
     "VersionUnsupported",
+    "alloc_new_batch_idx",
+    "cleanup",
+    "free_batch_idx",
+    "init_kvcache",
+    "map_common_pages",
+    "num_free_kvblocks",
+    "release_kvcache_physical",
+    "reserve_physical_pages",
+    "set_deferred_reclamation",
+    "set_verbose",
+    "show_allocator_state",
+    "show_kvcache_config",
+    "step",
+    "step_async",
 ]
 
 

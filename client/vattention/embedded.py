@@ -16,9 +16,11 @@ import sys
 import tempfile
 import threading
 import weakref
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Protocol
 
 from vatt.errors import DaemonUnreachable
@@ -55,9 +57,10 @@ class StreamUser(Protocol):
 
 
 class EmbeddedDaemon:
-    """One child vattd. Made by `acquire`, given up by `release`; the last one out ends it."""
+    """One child vattd. Made by `acquire`, given up by `release`; the last one out ends it. Or made for one use alone,
+    with `options` for `vattd start`, and closed by whoever made it."""
 
-    def __init__(self, device: str | None) -> None:
+    def __init__(self, device: str | None, options: Sequence[str] = ()) -> None:
         self._birth = fork_guard.Birth()
         self.users = 0
         self.connections: weakref.WeakSet[StreamUser] = weakref.WeakSet()
@@ -67,7 +70,7 @@ class EmbeddedDaemon:
             self._log = self._directory / "vattd.log"
             self._process: subprocess.Popen[bytes] | None = None
             undo.callback(self._stop)
-            ready = self._start(device)
+            ready = self._start(device, options)
             self.sockets = Sockets(self._directory / ready.device)
             undo.pop_all()
 
@@ -85,7 +88,15 @@ class EmbeddedDaemon:
         self._stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _start(self, device: str | None) -> Ready:
+    def __enter__(self) -> EmbeddedDaemon:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self, device: str | None, options: Sequence[str]) -> Ready:
         if not sys.executable:
             raise DaemonUnreachable("this process does not know its Python: start vattd yourself with `vattd start`")
         read_fd, write_fd = os.pipe()
@@ -93,6 +104,7 @@ class EmbeddedDaemon:
             command = [sys.executable, "-m", "vattd", "start", "--socket-dir", str(self._directory)]
             command += ["--gpu", device] if device is not None else []
             command += ["--metrics-address", "off", "--ready-fd", str(write_fd), "--exit-with-parent"]
+            command += options
             self._spawn(command, write_fd)
             write_end.close()
             return Ready.parse(_read_line(ready), self._log_tail())
@@ -130,14 +142,16 @@ _lock = threading.Lock()
 _running: dict[str | None, EmbeddedDaemon] = {}
 
 
-def acquire(device: str | None) -> EmbeddedDaemon:
-    """This process's vattd for `device`, started if there is none yet. Every acquire needs its release."""
+def acquire(device: str | None, page_size_bytes: int | None = None) -> EmbeddedDaemon:
+    """This process's vattd for `device`, started if there is none yet, with the page size asked for. Every acquire
+    needs its release."""
     with _lock:
         for key, stale in list(_running.items()):
             if not stale.is_here:  # the parent's, seen from a forked child
                 del _running[key]
         if device not in _running:
-            _running[device] = EmbeddedDaemon(device)
+            options = () if page_size_bytes is None else ("--page-size", str(page_size_bytes))
+            _running[device] = EmbeddedDaemon(device, options)
         daemon = _running[device]
         daemon.users += 1
         return daemon

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
-from vatt.errors import Closed, InvalidRequest, LimitExceeded, OutOfMemory, PoolExhausted
-from vatt.pages import Extent
+from vatt.errors import Closed, InvalidRequest
+from vatt.usage import Usage
 from vattention import fork_guard
-from vattention.device_fence import Fence, default_fence
+from vattention.device_fence import DONE, Fence, default_fence
 from vattention.integers import as_integer
-from vattention.layout import Geometry, KVCacheSpec, Layout, pages_ahead
-from vattention.mapper import AddressRange, Mapper
+from vattention.keeper import Keeper
+from vattention.layout import Counts, Geometry, KVCacheSpec, Layout
+from vattention.mapper import Mapper
+from vattention.memory_report import MemoryReport
 from vattention.page_cache import PageCache
-from vattention.slots import Slot, SlotTable
-from vattention.tensors import tensor_from_address
+from vattention.row_pages import RowPages
+from vattention.rows import RowNumbers, Rows
+from vattention.tensors import RangeTensors, torch_device
+
+SETTLE_TIMEOUT_S = 60.0
 
 
 class Closeable(Protocol):
@@ -36,6 +43,8 @@ class PageHome(Protocol):
     def pages(self) -> PageCache: ...
     @property
     def leased_pages(self) -> int: ...
+    @property
+    def pool_pages(self) -> int: ...
     def close_first(self, dependent: Closeable) -> None:
         """Close `dependent` before the session closes its own parts."""
 
@@ -44,13 +53,16 @@ class PageHome(Protocol):
 class KVCacheStats:
     """What a cache holds now."""
 
-    mapped_bytes: int  # pages behind this cache's rows
-    token_bytes: int  # of them, bytes that tokens fill; the rest are ends of pages and pages mapped ahead
+    mapped_bytes: int  # pages behind this cache's rows, each counted once
+    token_bytes: int  # of them, bytes that tokens fill; the rest are ends of pages, pages mapped ahead, and kept ones
+    kept_bytes: int  # pages of slots that are not in use, kept for the next requests
     cached_bytes: int  # the session's pages that are mapped nowhere, kept for the next growth step
     leased_bytes: int  # all the session's pages, of all its caches
     virtual_bytes: int  # addresses, no memory
     static_reservation_bytes: int  # what the same cache without paging would hold
     kernel_run_count: int  # stretches of consecutive pages: on the host, the kernel mappings they need
+    mapped_pages_total: int  # pages mapped so far
+    unmapped_pages_total: int  # pages unmapped so far
 
 
 class KVCache:
@@ -60,59 +72,140 @@ class KVCache:
     a GPU. The tensors do not keep their memory: neither they nor their views may be used after close().
     Pages come zeroed only from another tenant; a row may hold what an earlier request of this tenant left.
 
-    Invariant: a slot's pages are mapped from the start of its row without a hole, equally many in each column. An
-    operation that raises has changed nothing. Thread-safe.
+    A thread of the cache's own maps ahead while the model computes, so that a step rarely finds a page missing, and
+    lets go of what finished slots left (see vattention.keeper). Pages are unmapped only when the fence says that the
+    device has stopped using them (see vattention.device_fence); a live mapping is never replaced.
+
+    Invariant: a slot's pages are mapped from the start of its row without a hole. An operation that raises has changed
+    nothing, save that idle pages may be gone. Thread-safe.
     """
 
-    def __init__(self, session: PageHome, spec: KVCacheSpec, *, fence: Fence | None = None) -> None:
+    def __init__(
+        self,
+        session: PageHome,
+        spec: KVCacheSpec,
+        *,
+        fence: Fence | None = None,
+        background: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`fence` stands in for the default one. Without `background`, `settle()` does what the thread would: with a
+        `clock` of the caller's, in a time of the caller's."""
         self._mapper = session.mapper
         self._pages = session.pages
         self._home = session
+        self._clock = clock
         self._birth = fork_guard.Birth()
-        self._lock = threading.RLock()
-        self._slots = SlotTable(spec.max_batch_size)
+        self._lifecycle = threading.RLock()
         self._closed = False
         device = self._mapper.device
         self.spec = spec
         self.geometry = Geometry.of(spec, device.backend, self._mapper.page_size_bytes)
-        self.device = torch.device("cuda", device.ordinal) if device.backend == "cuda" else torch.device("cpu")
+        self.device = torch_device(device)
         self.fence = fence if fence is not None else default_fence(self.device)
         self._range = self._mapper.reserve(self.geometry.virtual_bytes)
         with ExitStack() as undo:
             undo.callback(self._mapper.free, self._range)
-            self._layers = _views(self.geometry, self._range, self.device)
+            self._tensors: RangeTensors | None = RangeTensors(self.geometry, self._range.address, self.device)
+            self._behind = RowPages(self.geometry, self._range, self._mapper, self._pages)
+            self._rows = Rows(self.geometry, self._behind, self._pages, self, lambda: self.fence(), clock)
+            self._keeper = Keeper(self._rows, self._pages, lambda: self._share_pages, clock)
+            self._pages.join(self)
             undo.pop_all()
         session.close_first(self)
+        self._background = background
+        self._paced_row = 0
+        if background:
+            self._keeper.start()
 
     @property
     def layout(self) -> Layout:
         return self.geometry.layout
 
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V of a layer, each [max_batch_size, max_context_length, num_kv_heads, head_size].
+    @property
+    def _share_pages(self) -> int:
+        """The pool's pages that this cache may have at most."""
+        budget = self._behind.budget_pages
+        return self._home.pool_pages if budget is None else min(budget, self._home.pool_pages)
 
-        Strides are not those of a contiguous tensor: rows start on pages, and in `fused` tokens lie a whole layer
-        stack apart.
+    # Tensors
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of a layer: [max_batch_size, max_context_length, num_kv_heads, head_size or value_head_size].
+
+        Strides are not those of a contiguous tensor: rows start on pages, and in `megacache` and `fused` tokens lie a
+        whole layer stack apart. Where tokens have one latent vector (value_head_size 0), V has no elements.
         """
-        self._check_open()
         index = as_integer(index, "the layer's index")
         if not 0 <= index < self.spec.num_layers:
             raise InvalidRequest(f"layer {index} of {self.spec.num_layers}")
-        return self._layers[index]
+        return self._open_tensors().layer(index)
 
-    def acquire_slot(self) -> int:
-        """The lowest free slot, empty. Raises InvalidRequest if all are in use."""
-        with self._lock_open():
-            number = self._slots.acquire()
-            self._announce_growth()
-            return number
+    def tensors(self) -> list[torch.Tensor]:
+        """The layout's tensors: `per_layer` K of every layer, then V of every layer; `megacache` K and V, each
+        [max_batch_size, max_context_length, num_layers, num_kv_heads, size]; `fused` as `per_layer`, strided views."""
+        return self._open_tensors().as_upstream()
+
+    # Slots
+
+    def acquire_slot(self, token_count: int | None = None) -> int:
+        """A free slot, empty. Raises InvalidRequest if all are in use.
+
+        With `token_count`, the slot whose kept pages hold so many tokens best, and the rest is mapped from now on in
+        the background; without, the lowest.
+        """
+        expected = 0 if token_count is None else self._checked_token_count(token_count)
+        with self._state_open():
+            table = self._rows.table
+            number = table.lowest_free() if token_count is None else table.best_fit(expected)
+            is_spoilt = bool(table.spoilt[number])
+            table.claim(number, expected)
+        if is_spoilt:
+            with self._emptied(number):
+                pass
+        self._changed()
+        return number
 
     def free_slot(self, number: int, *, fence: Fence | None = None) -> None:
-        """Give the slot and its pages back. `fence` stands in for the cache's own, for this call."""
-        with self._lock_open():
-            self._unmap_past(self._slots.use(number), number, 0, fence)
-            self._slots.release(number)
-            self._announce_growth()
+        """End the slot's use. Its pages are kept for the next request, or go back to vattd, as the limits say; not
+        before the device is done with them. `fence` is called now, in place of the cache's own later."""
+        with self._state_open():
+            self._rows.table.check_used(number)
+        proof = (fence() or DONE) if fence is not None else None  # None: the background asks the cache's, later
+        with self._state_open():
+            self._rows.table.leave(self._rows.table.check_used(number), proof, self._clock())
+        self._changed()
+
+    def fork_slot(self, source: int, token_count: int | None = None) -> int:
+        """A new slot that holds the first `token_count` tokens of `source` (None: all of them).
+
+        Both share the pages that those tokens fill; the rest of them is copied (on CUDA in the current stream), so
+        each slot goes on by itself. Raises as `grow` does.
+        """
+        with self._state_open():
+            length = int(self._rows.table.length[self._rows.table.check_used(source)])
+        token_count = length if token_count is None else self._checked_token_count(token_count)
+        if token_count > length:
+            raise InvalidRequest(f"slot {source} holds {length} tokens, fewer than {token_count}")
+        with self._state_open():
+            number = self._rows.table.barest_free()
+            self._rows.table.claim(number)
+        with self._emptied(number):
+            self._rows.fork(source, number, token_count, self._open_tensors().memory)
+        self._changed()
+        return number
+
+    def length(self, number: int) -> int:
+        """Tokens that the slot holds, as told by grow, step and shrink."""
+        with self._state_open():
+            return int(self._rows.table.length[self._rows.table.check_used(number)])
+
+    def capacity(self, number: int) -> int:
+        """Tokens that fit in the slot's mapped pages."""
+        with self._state_open():
+            return int(self._rows.table.capacity[self._rows.table.check_used(number)])
+
+    # Growing and shrinking
 
     def grow(self, number: int, token_count: int) -> None:
         """Let the slot hold `token_count` tokens in all. Never shrinks it."""
@@ -123,15 +216,71 @@ class KVCache:
 
         Raises InvalidRequest past max_context_length; PoolExhausted, LimitExceeded or OutOfMemory for want of pages.
         """
-        with self._lock_open():
-            slots = [
-                (number, self._slots.use(number), self._checked_token_count(count))
-                for number, count in token_counts.items()
-            ]
-            if any(self.geometry.pages_for(count) > slot.mapped_pages for _, slot, count in slots):
-                self._map_more(slots)
-            for _, slot, count in slots:
-                slot.token_count = max(slot.token_count, count)
+        counts = np.array([self._checked_token_count(count) for count in token_counts.values()], dtype=np.int64)
+        table = self._rows.table
+
+        def commit() -> None:
+            for number in token_counts:  # another thread may have freed it
+                table.check_used(number)
+            table.length[rows] = np.maximum(table.length[rows], counts)
+
+        with self._state_open():
+            rows = np.array([table.check_used(number) for number in token_counts], dtype=np.intp)
+            self._note_growth(rows)
+            if (counts <= table.capacity[rows]).all():
+                commit()
+                self._keeper.note_step(jumps=False)
+                return
+        with self._mapping_open():
+            self._rows.reach(rows, counts, commit)
+        self._changed()
+
+    def step(self, lengths: Sequence[int] | Counts) -> None:
+        """Let every slot hold as many tokens as `lengths` says, one number for each of max_batch_size slots.
+
+        A slot with tokens is in use from then on, one without is free, as by free_slot. A shorter length than before
+        unmaps nothing. All of them, or an error and none; errors as of grow_many. What the coming steps need is mapped
+        in the background.
+        """
+        wanted = self._checked_lengths(lengths)
+        rows, table = self._rows, self._rows.table
+        with self._state_open():
+            rows.pace.note_step(self._clock())
+            is_same = bool(((wanted > 0) == table.in_use).all())
+            grown = wanted - table.length
+            shortened = bool(grown.min() < 0)
+            if is_same and not shortened and bool((wanted <= table.capacity).all()):
+                table.length[:] = wanted
+                self._keeper.note_step(jumps=bool(grown.max() > 1))
+                return
+        self._step_with_changes(wanted)
+
+    def _step_with_changes(self, wanted: Counts) -> None:
+        rows, table = self._rows, self._rows.table
+        used = wanted > 0
+        with self._mapping_open():
+            within_shared = np.flatnonzero(rows.cuts_into_shared(wanted)).tolist()
+            if within_shared:
+                (self.fence() or DONE).wait()
+            for row in within_shared:
+                rows.own_frontier(row, int(wanted[row]), self._open_tensors().memory)
+
+            def commit() -> None:
+                for row in np.flatnonzero(table.in_use & ~used).tolist():
+                    table.leave(row, None, self._clock())
+                for row in np.flatnonzero(used & ~table.in_use).tolist():
+                    table.claim(row)
+                for row in np.flatnonzero(wanted < table.length).tolist():
+                    table.marks[row] = table.marks[row].after_use()
+                    table.expected[row] = 0
+                table.length[:] = wanted
+
+            which = np.flatnonzero(used)
+            lowered = np.flatnonzero(table.in_use & (wanted < table.length)).tolist()
+            rows.reach(which, wanted[which], commit, lowered)
+            for row in within_shared:
+                rows.drop_shared(row, int(wanted[row]))
+        self._changed()
 
     def shrink(self, number: int, token_count: int, *, keep_ahead: bool = False, fence: Fence | None = None) -> None:
         """Forget the slot's tokens past `token_count` and unmap the pages that only they filled.
@@ -139,37 +288,150 @@ class KVCache:
         With `keep_ahead`, the few pages that the next growth step would map again stay: for a decoder that takes back
         tokens all the time.
         """
-        with self._lock_open():
-            slot = self._slots.use(number)
-            token_count = self._checked_token_count(token_count)
-            if token_count > slot.token_count:
-                raise InvalidRequest(f"slot {number} holds {slot.token_count} tokens, fewer than {token_count}")
-            keep_pages = self.geometry.pages_for(token_count)
-            self._unmap_past(slot, number, keep_pages + (pages_ahead(keep_pages) if keep_ahead else 0), fence)
-            slot.token_count = token_count
+        token_count = self._checked_token_count(token_count)
+        rows = self._rows
+        with self._state_open():
+            length = int(rows.table.length[rows.table.check_used(number)])
+        if token_count > length:
+            raise InvalidRequest(f"slot {number} holds {length} tokens, fewer than {token_count}")
+        ((fence or self.fence)() or DONE).wait()
+        with self._mapping_open():
+            rows.table.marks[number].wait()
+            wanted = rows.table.length.copy()
+            wanted[number] = token_count
+            if token_count and rows.cuts_into_shared(wanted)[number]:
+                rows.own_frontier(number, token_count, self._open_tensors().memory)
+                rows.drop_shared(number, token_count)
+            else:
+                keep = rows.arithmetic.pages(token_count)
+                ahead = rows.arithmetic.run_ahead(keep) if keep_ahead else 0
+                self._pages.put(rows.cut(number, keep + ahead, token_count))
+        self._changed()
 
-    def length(self, number: int) -> int:
-        """Tokens that the slot holds, as told by grow and shrink."""
-        with self._lock_open():
-            return self._slots.use(number).token_count
+    def map_common(self, token_count: int) -> None:
+        """Map pages for so many tokens at the end of every slot's row, the same pages in all of them (for measurements:
+        what one slot writes there, all of them read)."""
+        token_count = self._checked_token_count(token_count)
+        with self._mapping_open():
+            self._rows.map_common(token_count)
 
-    def capacity(self, number: int) -> int:
-        """Tokens that fit in the slot's mapped pages."""
-        with self._lock_open():
-            return self.geometry.tokens_in(self._slots.use(number).mapped_pages)
+    # Keeping and giving up
+
+    def set_budget(self, page_count: int | None) -> None:
+        """Map at most so many of the pool's pages behind this cache's rows; None: as many as vattd lends."""
+        if page_count is not None and as_integer(page_count, "a budget") < 0:
+            raise InvalidRequest(f"a budget of {page_count} pages")
+        with self._state_open():
+            self._behind.budget_pages = page_count
+        self._changed()
+
+    def keep_finished(self, fraction: float) -> None:
+        """Keep pages of finished slots up to this part of the pages that the cache may have."""
+        if not 0 <= fraction <= 1:
+            raise InvalidRequest(f"a part of the pool's pages is 0 to 1, not {fraction!r}")
+        self._keeper.set_finished_fraction(fraction)
+        self._changed()
+
+    def release_idle(self) -> int:
+        """Unmap what free slots keep, all of it, and put it back; the pool's pages that came free."""
+        freed = 0
+        with self._mapping_open():
+            for row in np.flatnonzero(~self._rows.table.in_use).tolist():
+                pages = self._rows.empty(row)
+                self._pages.put(pages)
+                freed += sum(extent.page_count for extent in pages)
+        return freed
+
+    def put_back_idle(self, page_count: int) -> int:
+        """About so many pages of finished slots given up, for another cache of the session; how many it was. Waits for
+        no lock, and for the device only if the fence itself does."""
+        self._birth.check()
+        with self._rows.mapping_if_free() as held:
+            if not held or self._closed:
+                return 0
+            extents = self._rows.reclaim(page_count, {}, finished_only=True, waits=False)
+        self._pages.put(extents)
+        return sum(extent.page_count for extent in extents)
+
+    def settle(self, timeout_s: float = SETTLE_TIMEOUT_S) -> bool:
+        """Wait until the background has nothing left to do; False if that takes longer. For tests and measurements."""
+        self._birth.check()
+        if self._background:
+            return self._keeper.settle(timeout_s)
+        while self._keeper.tend(self._clock()) == 0:
+            pass
+        return True
+
+    # Counting
+
+    def needed_pages(self, lengths: Sequence[int] | Counts) -> int:
+        """The pool's pages that slots of these lengths need; those that several of them share count once."""
+        self._check_open()
+        return self._rows.needed_pool_pages(self._checked_lengths(lengths))
+
+    def mapped_pages(self) -> Counts:
+        """How many pages of the slots' rows are mapped, in use or not: one number for each slot and each band of the
+        geometry."""
+        with self._state_open():
+            mapped: Counts = self._rows.table.mapped.copy()
+        return mapped
 
     def stats(self) -> KVCacheStats:
-        with self._lock_open():
-            page_size_bytes = self.geometry.page_size_bytes
+        usage = self.usage()
+        self._check_open()
+        run_count = self._mapper.run_count(self._range)
+        with self._state_open():
+            table, page_size_bytes = self._rows.table, self._mapper.page_size_bytes
+            kept_pages = int(self._rows.arithmetic.pool_pages(table.mapped[~table.in_use]).sum())
             return KVCacheStats(
-                mapped_bytes=self._slots.mapped_pages * self.geometry.column_count * page_size_bytes,
-                token_bytes=self._slots.token_count * self.spec.token_bytes,
+                mapped_bytes=self._behind.held_pages * page_size_bytes,
+                token_bytes=usage.token_bytes,
+                kept_bytes=kept_pages * page_size_bytes,
                 cached_bytes=self._pages.page_count * page_size_bytes,
                 leased_bytes=self._home.leased_pages * page_size_bytes,
                 virtual_bytes=self.geometry.virtual_bytes,
                 static_reservation_bytes=self.spec.static_reservation_bytes,
-                kernel_run_count=self._mapper.run_count(self._range),
+                kernel_run_count=run_count,
+                mapped_pages_total=self._behind.mapped_total,
+                unmapped_pages_total=self._behind.unmapped_total,
             )
+
+    def usage(self) -> Usage:
+        """What the cache holds, and what other ways of holding the same tokens would; nothing once it is closed."""
+        self._birth.check()
+        rows, spec = self._rows, self.spec
+        # Where rows share pages, which ones they are must not change meanwhile.
+        with rows.mapping() if rows.table.shared.any() else nullcontext(), rows.state:
+            if self._closed:
+                return Usage()
+            length, held = rows.table.length.copy(), self._behind.held_pages
+            twice_bytes = rows.shared_twice(length) * self._mapper.page_size_bytes
+        twice_tokens = twice_bytes // spec.token_bytes
+        blocks16, blocks256 = (int((-(-length // size)).sum()) - twice_tokens // size for size in (16, 256))
+        return Usage(
+            mapped_pages=held,
+            token_bytes=int(length.sum()) * spec.token_bytes - twice_bytes,
+            static_reservation_bytes=spec.static_reservation_bytes,
+            paged16_bytes=blocks16 * 16 * spec.token_bytes,
+            paged256_bytes=blocks256 * 256 * spec.token_bytes,
+        )
+
+    def memory_report(self) -> MemoryReport:
+        """What the cache holds against the static reservation of its slots, and against PagedAttention."""
+        self._check_open()
+        spec = self.spec
+        baseline = f"static reservation of {spec.max_batch_size} slots x {spec.max_context_length} tokens"
+        return MemoryReport.of(self.usage(), self._mapper.page_size_bytes, baseline)
+
+    # End
+
+    def release(self) -> None:
+        """End the use of every slot and give all pages back; the tensors and addresses stay, for new requests."""
+        with self._state_open():
+            used = self._rows.table.used
+        for number in used:
+            self.free_slot(number)
+        self.release_idle()
 
     def close(self) -> None:
         """Unmap everything and give the pages back. No tensor of the cache may be used any more.
@@ -178,14 +440,16 @@ class KVCache:
         """
         if not self._birth.is_here:
             return
-        with self._lock:
+        with self._lifecycle:
             if self._closed:
                 return
-            for number in self._slots.numbers:
-                self.free_slot(number)
-            self._closed = True
-            self._layers = []
-            self._pages.set_growth_step(self, 0)
+            self.release()  # may raise, and then the cache goes on
+            self._keeper.stop()
+            self.release_idle()  # what the keeper was at, if it was
+            with self._rows.mapping(), self._rows.state:
+                self._closed = True
+            self._tensors = None
+            self._pages.leave(self)
             self._mapper.free(self._range)
 
     def __enter__(self) -> KVCache:
@@ -196,17 +460,51 @@ class KVCache:
     ) -> None:
         self.close()
 
+    # Inside
+
     def _check_open(self) -> None:
         self._birth.check()
         if self._closed:
             raise Closed("the KV cache is closed")
 
+    def _open_tensors(self) -> RangeTensors:
+        self._check_open()
+        if self._tensors is None:
+            raise Closed("the KV cache is closed")
+        return self._tensors
+
     @contextmanager
-    def _lock_open(self) -> Iterator[None]:
+    def _state_open(self) -> Iterator[None]:
         self._birth.check()
-        with self._lock:
+        with self._rows.state:
             self._check_open()
             yield
+
+    @contextmanager
+    def _mapping_open(self) -> Iterator[None]:
+        self._birth.check()
+        with self._rows.mapping():
+            self._check_open()
+            yield
+
+    def _note_growth(self, rows: RowNumbers) -> None:
+        """One row stands for all: an engine may grow them one by one, and that is one step."""
+        if self._paced_row in rows:
+            self._rows.pace.note_step(self._clock())
+        elif len(rows) and not self._rows.table.in_use[self._paced_row]:
+            self._paced_row = int(rows[0])
+
+    @contextmanager
+    def _emptied(self, number: int) -> Iterator[None]:
+        """Hold the right to change mappings, with a claimed slot's old pages unmapped; free again after an error."""
+        try:
+            with self._mapping_open():
+                self._pages.put(self._rows.empty(number))
+                yield
+        except BaseException:
+            with self._rows.state:
+                self._rows.table.leave(number, None, self._clock())
+            raise
 
     def _checked_token_count(self, token_count: int) -> int:
         token_count = as_integer(token_count, "a slot's token count")
@@ -214,76 +512,23 @@ class KVCache:
             raise InvalidRequest(f"{token_count} tokens: a slot holds 0 to {self.spec.max_context_length}")
         return token_count
 
-    def _announce_growth(self) -> None:
-        """Tell the page cache what one growth step of every slot would take."""
-        column_pages = sum(self.geometry.step_pages(slot.mapped_pages) for slot in self._slots)
-        self._pages.set_growth_step(self, column_pages * self.geometry.column_count)
-
-    def _map_more(self, slots: Sequence[tuple[int, Slot, int]]) -> None:
-        geometry = self.geometry
-        ahead = [geometry.growth_pages(slot.mapped_pages, count) for _, slot, count in slots]
-        exact = [max(0, geometry.pages_for(count) - slot.mapped_pages) for _, slot, count in slots]
+    def _checked_lengths(self, lengths: Any) -> Counts:
+        """Token counts of all slots, as an array of our own."""
         try:
-            self._map_runs(slots, ahead)
-        except (PoolExhausted, LimitExceeded, OutOfMemory):
-            if ahead == exact:
-                raise
-            self._map_runs(slots, exact)
+            wanted = np.array(lengths)
+        except ValueError:  # lists of different lengths
+            wanted = np.array(None)
+        if wanted.shape != (self.spec.max_batch_size,) or wanted.dtype.kind not in "iu":
+            raise InvalidRequest(
+                f"the lengths of all {self.spec.max_batch_size} slots, whole numbers; not {lengths!r:.80}"
+            )
+        if wanted.min() < 0 or wanted.max() > self.spec.max_context_length:
+            raise InvalidRequest(
+                f"lengths of {wanted.min()} to {wanted.max()} tokens: a slot holds 0 to {self.spec.max_context_length}"
+            )
+        return wanted.astype(np.int64, copy=False)
 
-    def _map_runs(self, slots: Sequence[tuple[int, Slot, int]], page_counts: Sequence[int]) -> None:
-        """Map so many more pages in every column of each slot."""
-        places = [
-            (self._address(column, number, slot.mapped_pages), page_count)
-            for (number, slot, _), page_count in zip(slots, page_counts, strict=True)
-            if page_count
-            for column in range(self.geometry.column_count)
-        ]
-        with ExitStack() as undo:
-            dealt = self._pages.take([page_count for _, page_count in places])
-            undo.callback(self._pages.put, [extent for extents in dealt for extent in extents])
-            for (address, page_count), extents in zip(places, dealt, strict=True):
-                self._mapper.map(address, extents)
-                undo.callback(self._mapper.unmap, address, page_count)
-            undo.pop_all()
-        for (_, slot, _), page_count in zip(slots, page_counts, strict=True):
-            slot.mapped_pages += page_count
-        self._announce_growth()
-
-    def _unmap_past(self, slot: Slot, number: int, keep_pages: int, fence: Fence | None) -> None:
-        page_count = slot.mapped_pages - keep_pages
-        if page_count <= 0:
-            return
-        (fence or self.fence)()
-        freed: list[Extent] = []
-        with ExitStack() as undo:
-            for column in range(self.geometry.column_count):
-                address = self._address(column, number, keep_pages)
-                extents = self._mapper.unmap(address, page_count)
-                undo.callback(self._mapper.map, address, extents)
-                freed += extents
-            undo.pop_all()
-        slot.mapped_pages = keep_pages
-        self._pages.put(freed)
-
-    def _address(self, column: int, number: int, page: int) -> int:
-        return self._range.address + self.geometry.offset_bytes(column, number, page)
-
-
-def _views(geometry: Geometry, reserved: AddressRange, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Every layer's K and V."""
-    spec = geometry.spec
-    itemsize = spec.dtype.itemsize
-    shape = (spec.max_batch_size, spec.max_context_length, spec.num_kv_heads, spec.head_size)
-    stride = (geometry.row_bytes // itemsize, geometry.token_bytes // itemsize, spec.head_size, 1)
-    layer_elements = spec.num_kv_heads * spec.head_size
-
-    def view(column: int, offset_elements: int) -> torch.Tensor:
-        address = reserved.address + column * geometry.column_bytes
-        return tensor_from_address(address, geometry.column_bytes, spec.dtype, shape, stride, device, offset_elements)
-
-    if geometry.layout is Layout.PER_LAYER:
-        return [(view(layer, 0), view(spec.num_layers + layer, 0)) for layer in range(spec.num_layers)]
-    return [
-        (view(0, 2 * layer * layer_elements), view(0, (2 * layer + 1) * layer_elements))
-        for layer in range(spec.num_layers)
-    ]
+    def _changed(self) -> None:
+        """Which slots are in use, or what they need, is another now."""
+        self._rows.announce_growth()
+        self._keeper.wake()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from vatt.errors import Closed, InvalidRequest, VattError
 from vatt.pages import Extent, FreeExtents
+from vatt.usage import Usage
 from vattention import fork_guard
 from vattention.demand import IDLE, Demand
 from vattention.page_source import LeasePurpose, PageSource
@@ -19,33 +23,69 @@ log = logging.getLogger(__name__)
 TICK_S = 0.25
 # Between two rounds of work, so that many small takes and puts make one message.
 PAUSE_S = 0.005
+# Pages of one refill: a take that comes meanwhile waits for these.
+REFILL_PAGES = 64
 # After a refused refill the background leaves vattd alone for so long; a take asks at once all the same.
 REFILL_BACKOFF_S = 1.0
+
+
+class PageUser(Protocol):
+    """A KV cache, as its session's page cache sees it."""
+
+    def usage(self) -> Usage: ...
+
+    def put_back_idle(self, page_count: int) -> int:
+        """Put about so many idle pages back, and say how many it was. Waits for nobody: the asker holds a lock."""
+
+
+def deal(free: FreeExtents, runs: Sequence[int], after: Sequence[int | None] | None = None) -> list[list[Extent]]:
+    """Take a list of extents for each run length, each as few as possible; `free` has enough.
+
+    `after` names a page for each run that it should go on from if it can.
+    """
+    dealt: list[list[Extent]] = [[] for _ in runs]
+    # Longest first: a short run would else break up the only extent that a long one fits in.
+    for at in sorted(range(len(runs)), key=lambda at: -runs[at]):
+        dealt[at] = _deal_run(free, runs[at], after[at] if after is not None else None)
+    return dealt
+
+
+def _deal_run(free: FreeExtents, page_count: int, after: int | None) -> list[Extent]:
+    head = free.take_at(after + 1, page_count) if after is not None else None
+    if head is not None:
+        rest = page_count - head.page_count
+        return [head, *free.take(rest)] if rest else [head]
+    run = free.take_run(page_count)
+    return [run] if run is not None else free.take(page_count)
 
 
 class PageCache:
     """The session's unmapped pages, dealt by runs.
 
     Invariant: a page is in `_free`, or somebody took it and has not put it back, or it belongs to the source; never
-    two. A thread keeps `_free` between the watermarks and reports mapped pages. It waits on a condition, without any
-    timeout while there is nothing to keep and nothing to say. What goes wrong there is not raised there: the next
+    two. A thread keeps `_free` between the watermarks and reports the usage. It waits on a condition, without any
+    timeout while there is nothing to keep and nothing in use. What goes wrong there is not raised there: the next
     `take` asks vattd itself and is told. Thread-safe.
     """
 
     def __init__(
         self,
         source: PageSource,
-        mapped_pages: Callable[[], int],
+        usage: Callable[[], Usage],
         clock: Callable[[], float] = time.monotonic,
+        spare_pages: int = 0,
     ) -> None:
+        """`spare_pages` may be kept by an engine that has taken as many lately, beside what its slots take in a step.
+        `usage` says how many pages are mapped, by whomever; what they are used for comes from those who join."""
         self._source = source
-        self._mapped_pages = mapped_pages
+        self._mapped_usage = usage
         self._clock = clock
         self._birth = fork_guard.Birth()
         self._free = FreeExtents()
-        self._demand = Demand()
+        self._demand = Demand(spare_pages)
+        self._users: weakref.WeakSet[PageUser] = weakref.WeakSet()
         self._growth_steps: dict[int, int] = {}
-        self._reported_pages = 0
+        self._reported = Usage()
         self._report_after_s = self._rest_until_s = float("-inf")
         self._closed = False
         self._changed = threading.Condition()
@@ -69,8 +109,34 @@ class PageCache:
             self._demand.step_pages = sum(self._growth_steps.values())
             self._changed.notify_all()
 
-    def take(self, runs: Sequence[int]) -> list[list[Extent]]:
-        """A list of extents for each run length asked, each as few as possible: all of them, or an error.
+    def join(self, user: PageUser) -> None:
+        """Count what `user` holds into the usage, and ask it for idle pages when another one is short."""
+        self._birth.check()
+        with self._changed:
+            self._users.add(user)
+            self._changed.notify_all()
+
+    def leave(self, user: PageUser) -> None:
+        """Forget a user, which holds nothing any more."""
+        self._birth.check()
+        with self._changed:
+            self._users.discard(user)
+            self._growth_steps.pop(id(user), None)
+            self._demand.step_pages = sum(self._growth_steps.values())
+            self._changed.notify_all()
+
+    def reclaim(self, page_count: int, asker: PageUser) -> bool:
+        """Have the users other than `asker` put back idle pages, about so many in all. Did any come?"""
+        with self._changed:
+            users = [user for user in self._users if user is not asker]
+        before = page_count
+        for user in users:
+            if page_count > 0:
+                page_count -= user.put_back_idle(page_count)
+        return page_count < before
+
+    def take(self, runs: Sequence[int], after: Sequence[int | None] | None = None) -> list[list[Extent]]:
+        """A list of extents for each run length asked, as `deal` deals them: all of them, or an error.
 
         What is missing is leased at once (GROW). Raises PoolExhausted or LimitExceeded with the pages that were
         missing.
@@ -82,14 +148,14 @@ class PageCache:
         with self._changed:
             self._check_open()
             if self._free.page_count >= wanted:
-                return self._deal(runs, wanted)
+                return self._deal(runs, after, wanted)
         with self._leasing:
             while True:
                 with self._changed:
                     self._check_open()
                     missing = wanted - self._free.page_count
                     if missing <= 0:
-                        return self._deal(runs, wanted)
+                        return self._deal(runs, after, wanted)
                 self._keep(self._source.lease(missing, purpose=LeasePurpose.GROW))
 
     def put(self, extents: Sequence[Extent]) -> None:
@@ -116,12 +182,8 @@ class PageCache:
         if self._closed:
             raise Closed("the session is closed")
 
-    def _deal(self, runs: Sequence[int], wanted: int) -> list[list[Extent]]:
-        dealt: list[list[Extent]] = [[] for _ in runs]
-        # Longest first: a short run would else break up the only extent that a long one fits in.
-        for at in sorted(range(len(runs)), key=lambda at: -runs[at]):
-            run = self._free.take_run(runs[at])
-            dealt[at] = [run] if run is not None else self._free.take(runs[at])
+    def _deal(self, runs: Sequence[int], after: Sequence[int | None] | None, wanted: int) -> list[list[Extent]]:
+        dealt = deal(self._free, runs, after)
         self._demand.note(wanted, self._clock())
         self._changed.notify_all()
         return dealt
@@ -139,12 +201,15 @@ class PageCache:
     def _run(self) -> None:
         """The background thread."""
         while True:
-            with self._changed:
-                while not self._closed and not self._work_waits():
-                    self._changed.wait(None if self._is_idle() else TICK_S)
-                if self._closed:
-                    return
             try:
+                # Read before the lock is taken: a KV cache holds its own lock while it takes pages here.
+                usage = self._usage()
+                with self._changed:
+                    if self._closed:
+                        return
+                    if not self._work_waits(usage):
+                        self._changed.wait(None if self._is_idle(usage) else TICK_S)
+                        continue
                 self._tend()
             except VattError as error:
                 log.debug("page cache: %s", error)
@@ -155,37 +220,45 @@ class PageCache:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, PAUSE_S)
 
-    def _is_idle(self) -> bool:
-        marks = self._demand.watermarks(self._clock())
-        return marks == IDLE and self._free.page_count == 0 and self._reported_pages == self._mapped_pages()
+    def _usage(self) -> Usage:
+        """Called with no lock held: users take their own, and hold them while they take pages here."""
+        with self._changed:
+            users = list(self._users)
+        joined = sum((user.usage() for user in users), Usage())
+        return dataclasses.replace(joined, mapped_pages=0) + self._mapped_usage()
 
-    def _work_waits(self) -> bool:
+    def _is_idle(self, usage: Usage) -> bool:
+        """Can only a caller change anything now? Not while something is in use: tokens come and go without a word."""
+        marks = self._demand.watermarks(self._clock())
+        return marks == IDLE and self._free.page_count == 0 and usage == self._reported == Usage()
+
+    def _work_waits(self, usage: Usage) -> bool:
         now_s = self._clock()
         if now_s < self._rest_until_s:
             return False
         marks = self._demand.watermarks(now_s)
-        return not marks.low_pages <= self._free.page_count <= marks.high_pages or self._report_is_due(now_s)
+        return not marks.low_pages <= self._free.page_count <= marks.keep_pages or self._report_is_due(usage, now_s)
 
-    def _report_is_due(self, now_s: float) -> bool:
-        return now_s >= self._report_after_s and self._reported_pages != self._mapped_pages()
+    def _report_is_due(self, usage: Usage, now_s: float) -> bool:
+        return now_s >= self._report_after_s and self._reported != usage
 
     def _tend(self) -> None:
-        """Refill, or give back, to the high watermark, and report what is mapped."""
+        """Refill to the high watermark, or give back what is past keeping, and report the usage."""
         with self._leasing:
             with self._changed:
                 marks = self._demand.watermarks(self._clock())
                 is_short = self._free.page_count < marks.low_pages
-                short = marks.high_pages - self._free.page_count if is_short else 0
-                excess = self._free.page_count - marks.high_pages
+                short = min(marks.high_pages - self._free.page_count, REFILL_PAGES) if is_short else 0
+                excess = self._free.page_count - marks.keep_pages
                 surplus = self._free.take(excess) if excess > 0 else []
             if surplus:
                 self._give_back(surplus)
             if short > 0:
                 self._keep(self._source.lease(short, min_page_count=1, purpose=LeasePurpose.GROW))
-        if self._report_is_due(self._clock()):
-            mapped_pages = self._mapped_pages()
-            self._source.report_usage(mapped_pages)
-            self._reported_pages = mapped_pages
+        usage = self._usage()
+        if self._report_is_due(usage, self._clock()):
+            self._source.report_usage(usage)
+            self._reported = usage
             self._report_after_s = self._clock() + TICK_S
 
     def _give_back(self, surplus: Sequence[Extent]) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from vatt.errors import Closed, InvalidRequest, PoolExhausted
 from vatt.pages import Extent, FreeExtents, page_count_of
+from vatt.usage import Usage
 from vattention.page_cache import PageCache
 from vattention.page_source import LeasePurpose
 
@@ -24,7 +25,7 @@ class FakeSource:
         self.free = FreeExtents([Extent(0, page_count)])
         self.page_count = page_count
         self.leases: list[int] = []
-        self.reports: list[int] = []
+        self.reports: list[Usage] = []
         self.failure: Exception | None = None
         self.failures = 0
         self.changed = threading.Condition()
@@ -55,15 +56,15 @@ class FakeSource:
                 self.free.give_back(extent)
             self.changed.notify_all()
 
-    def report_usage(self, mapped_pages: int) -> None:
+    def report_usage(self, usage: Usage) -> None:
         with self.changed:
-            self.reports.append(mapped_pages)
+            self.reports.append(usage)
             self.changed.notify_all()
 
 
 @contextmanager
-def cache_of(source: FakeSource, mapped: list[int] | None = None) -> Iterator[PageCache]:
-    cache = PageCache(source, lambda: sum(mapped or []))
+def cache_of(source: FakeSource, usage: Callable[[], Usage] = Usage) -> Iterator[PageCache]:
+    cache = PageCache(source, usage)
     try:
         yield cache
     finally:
@@ -111,19 +112,48 @@ def test_the_background_refills_to_what_was_taken_lately_and_gives_all_back_when
             assert source.changed.wait_for(lambda: source.free.page_count == 100, WAIT_S)
 
 
-def test_the_background_reports_what_is_mapped_when_it_changes() -> None:
-    source, mapped = FakeSource(100), [0]
-    with cache_of(source, mapped) as cache:
+def test_the_background_reports_the_usage_when_any_of_it_changes_and_only_then() -> None:
+    source, usages = FakeSource(100), [Usage()]
+    with cache_of(source, lambda: usages[-1]) as cache:
         cache.set_growth_step(cache, 4)
         taken = cache.take([4])
-        mapped[0] = 4
-        with source.changed:
-            assert source.changed.wait_for(lambda: source.reports[-1:] == [4], WAIT_S)
-        mapped[0] = 0
+        for usage in (Usage(4), Usage(4, token_bytes=5), Usage(4, token_bytes=5, paged16_bytes=64)):
+            usages.append(usage)
+            with source.changed:
+                assert source.changed.wait_for(lambda: source.reports == usages[1:], WAIT_S), source.reports
+        usages.append(Usage())
         cache.put(taken[0])
         with source.changed:
-            assert source.changed.wait_for(lambda: source.reports[-1:] == [0], WAIT_S)
-        assert len(source.reports) == 2
+            assert source.changed.wait_for(lambda: source.reports == usages[1:], WAIT_S), source.reports
+
+
+def test_tokens_that_need_no_page_are_reported_though_nobody_grows() -> None:
+    source, usages = FakeSource(100), [Usage()]
+    with cache_of(source, lambda: usages[-1]) as cache:
+        [taken] = cache.take([4])
+        for token_bytes in (100, 101):
+            usages.append(Usage(4, token_bytes=token_bytes))
+            with source.changed:
+                assert source.changed.wait_for(lambda: source.reports[-1:] == usages[-1:], WAIT_S)
+        cache.put(taken)
+
+
+def test_the_usage_may_wait_for_a_lock_that_is_held_during_a_take() -> None:
+    source, lock, asked = FakeSource(100), threading.Lock(), threading.Event()
+
+    def usage() -> Usage:
+        asked.set()
+        with lock:
+            return Usage()
+
+    lock.acquire()
+    with cache_of(source, usage) as cache:
+        assert asked.wait(WAIT_S)
+        thread = threading.Thread(target=lambda: cache.put(cache.take([4])[0]), daemon=True)
+        thread.start()
+        thread.join(WAIT_S)
+        lock.release()
+        assert not thread.is_alive()
 
 
 def test_a_bug_in_a_refill_does_not_end_the_background() -> None:
@@ -163,7 +193,7 @@ class PageCacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.source = FakeSource(64)
-        self.cache = PageCache(self.source, lambda: 0)
+        self.cache = PageCache(self.source, Usage)
         self.cache.set_growth_step(self, 8)
         self.held: list[list[Extent]] = []
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vatt.errors import InvalidRequest
-from vattention.tensors import tensor_from_address
+from vattention.layout import Geometry, KVCacheSpec, Layout
+from vattention.tensors import RangeTensors, tensor_from_address
 
 CPU = torch.device("cpu")
 
@@ -42,3 +43,27 @@ def test_a_shape_that_does_not_fit_is_refused(shape: tuple[int, ...], stride: tu
     memory = (ctypes.c_uint8 * 4096)()
     with pytest.raises(InvalidRequest):
         tensor_from_address(ctypes.addressof(memory), 4096, torch.float32, shape, stride, CPU, offset)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("value_head_size", [None, 3, 0])
+@pytest.mark.parametrize("layout", Layout, ids=lambda layout: layout.value)
+def test_the_views_of_all_layers_cover_every_tokens_bytes_once(
+    layout: Layout, value_head_size: int | None, dtype: torch.dtype
+) -> None:
+    spec = KVCacheSpec(3, 2, 5, dtype, 2, 300, layout, value_head_size)
+    geometry = Geometry.of(spec, "host", 4096)
+    memory = torch.zeros(geometry.virtual_bytes, dtype=torch.uint8)
+    tensors = RangeTensors(geometry, memory.data_ptr(), CPU)
+    for layer in range(spec.num_layers):
+        for view in tensors.layer(layer):
+            if view.numel():
+                view.view(torch.uint8).add_(1)
+    assert int(memory.max()) == 1
+    assert int(memory.sum(dtype=torch.int64)) == 2 * 300 * spec.token_bytes
+    for whole in tensors.as_upstream():
+        whole.view(torch.uint8).zero_()
+    assert not memory.any()
+    memory[100:200] = 7
+    assert tensors.memory(100, 100).eq(7).all()

@@ -29,7 +29,7 @@ SUPPORTED_LAYER_TYPE = "full_attention"
 class VattCache(Cache):
     """Keys and values of one batch at a time, in the slots of a KVCache that this cache owns.
 
-    `reset()` gives the batch's pages back and makes room for the next batch; `close()` also gives up the addresses.
+    `reset()` lets go of the batch's pages and makes room for the next one; `close()` also gives up the addresses.
     Invariant: rows are slots beside each other, each with room for `_grown_tokens`, and no layer holds more than that.
     """
 
@@ -119,7 +119,10 @@ class VattCache(Cache):
         return slice(self._slots[0], self._slots[-1] + 1) if self._slots else slice(0, 0)
 
     def reset(self) -> None:
-        """Forget the batch and give its pages back. After an error the rows that are left are whole; repeat it."""
+        """Forget the batch; its pages are kept for the next one, or go back to vattd.
+
+        After an error the rows that are left are whole; repeat it.
+        """
         self._drop_rows(0)
         self._grown_tokens = 0
         for layer in self._own_layers:
