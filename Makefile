@@ -10,13 +10,20 @@ SOAK_SECONDS ?= 60
 SOAK_KILLS ?= 100
 SOAK_BACK_WITHIN_S ?= 0.1
 
+# For each of three ways to map.
+DECODE_SECONDS ?= 60
+
+# Parts of a trace of 19,366 requests. The default takes about a minute and covers ten of virtual time.
+REPLAY_REQUESTS ?= 3000
+REPLAY_SATURATED_REQUESTS ?= 1000
+
 PROTO := proto/vatt/v1/vatt.proto
 
 export PYTHONDONTWRITEBYTECODE := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo run test soak bench stubs clean
+.PHONY: help venv demo run test soak bench decode replay stubs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,8 +46,17 @@ soak: $(STAMP) ## the long form of the end-to-end tests: a minute of sharing, 10
 	$(BIN)/python -m pytest -q -s --timeout 900 tests/e2e \
 		--seconds $(SOAK_SECONDS) --kills $(SOAK_KILLS) --back-within-s $(SOAK_BACK_WITHIN_S)
 
-bench: $(STAMP) ## what the daemon costs on this machine
+bench: $(STAMP) ## what the daemon and a step of the library cost on this machine
 	@$(BIN)/python -m benchmarks.daemon
+	@$(BIN)/python -m benchmarks.steps
+
+decode: $(STAMP) ## a decode loop on the simulated driver: how long steps wait for mapping, in three ways
+	@$(BIN)/python -m benchmarks.decode_loop --seconds $(DECODE_SECONDS)
+
+replay: $(STAMP) ## chat requests through the library in virtual time (REPLAY_REQUESTS=19366: a whole hour)
+	@$(BIN)/vattctl replay azure_conv --speed 0 --max-requests $(REPLAY_SATURATED_REQUESTS)
+	@echo
+	@$(BIN)/vattctl replay azure_conv --max-requests $(REPLAY_REQUESTS) --plot docs/replay-azure_conv.png
 
 stubs: $(STAMP) ## generate proto/vatt/v1/*_pb2* from the .proto
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto \
