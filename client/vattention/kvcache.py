@@ -25,6 +25,7 @@ from vattention.memory_report import MemoryReport
 from vattention.page_cache import PageCache
 from vattention.row_pages import RowPages
 from vattention.rows import RowNumbers, Rows
+from vattention.shared_rows import SharedRows
 from vattention.tensors import RangeTensors, torch_device
 
 SETTLE_TIMEOUT_S = 60.0
@@ -109,6 +110,7 @@ class KVCache:
             self._tensors: RangeTensors | None = RangeTensors(self.geometry, self._range.address, self.device)
             self._behind = RowPages(self.geometry, self._range, self._mapper, self._pages)
             self._rows = Rows(self.geometry, self._behind, self._pages, self, lambda: self.fence(), clock)
+            self._shared = SharedRows(self._rows, self.geometry, self._pages, self._memory)
             self._keeper = Keeper(self._rows, self._pages, lambda: self._share_pages, clock)
             self._pages.join(self)
             undo.pop_all()
@@ -191,7 +193,7 @@ class KVCache:
             number = self._rows.table.barest_free()
             self._rows.table.claim(number)
         with self._emptied(number):
-            self._rows.fork(source, number, token_count, self._open_tensors().memory)
+            self._shared.fork(source, number, token_count)
         self._changed()
         return number
 
@@ -259,11 +261,11 @@ class KVCache:
         rows, table = self._rows, self._rows.table
         used = wanted > 0
         with self._mapping_open():
-            within_shared = np.flatnonzero(rows.cuts_into_shared(wanted)).tolist()
+            within_shared = np.flatnonzero(self._shared.cuts_into_shared(wanted)).tolist()
             if within_shared:
                 (self.fence() or DONE).wait()
             for row in within_shared:
-                rows.own_frontier(row, int(wanted[row]), self._open_tensors().memory)
+                self._shared.own_frontier(row, int(wanted[row]))
 
             def commit() -> None:
                 for row in np.flatnonzero(table.in_use & ~used).tolist():
@@ -279,7 +281,7 @@ class KVCache:
             lowered = np.flatnonzero(table.in_use & (wanted < table.length)).tolist()
             rows.reach(which, wanted[which], commit, lowered)
             for row in within_shared:
-                rows.drop_shared(row, int(wanted[row]))
+                self._shared.drop_shared(row, int(wanted[row]))
         self._changed()
 
     def shrink(self, number: int, token_count: int, *, keep_ahead: bool = False, fence: Fence | None = None) -> None:
@@ -299,9 +301,9 @@ class KVCache:
             rows.table.marks[number].wait()
             wanted = rows.table.length.copy()
             wanted[number] = token_count
-            if token_count and rows.cuts_into_shared(wanted)[number]:
-                rows.own_frontier(number, token_count, self._open_tensors().memory)
-                rows.drop_shared(number, token_count)
+            if token_count and self._shared.cuts_into_shared(wanted)[number]:
+                self._shared.own_frontier(number, token_count)
+                self._shared.drop_shared(number, token_count)
             else:
                 keep = rows.arithmetic.pages(token_count)
                 ahead = rows.arithmetic.run_ahead(keep) if keep_ahead else 0
@@ -313,7 +315,7 @@ class KVCache:
         what one slot writes there, all of them read)."""
         token_count = self._checked_token_count(token_count)
         with self._mapping_open():
-            self._rows.map_common(token_count)
+            self._shared.map_common(token_count)
 
     # Keeping and giving up
 
@@ -367,7 +369,7 @@ class KVCache:
     def needed_pages(self, lengths: Sequence[int] | Counts) -> int:
         """The pool's pages that slots of these lengths need; those that several of them share count once."""
         self._check_open()
-        return self._rows.needed_pool_pages(self._checked_lengths(lengths))
+        return self._shared.needed_pool_pages(self._checked_lengths(lengths))
 
     def mapped_pages(self) -> Counts:
         """How many pages of the slots' rows are mapped, in use or not: one number for each slot and each band of the
@@ -405,7 +407,7 @@ class KVCache:
             if self._closed:
                 return Usage()
             length, held = rows.table.length.copy(), self._behind.held_pages
-            twice_bytes = rows.shared_twice(length) * self._mapper.page_size_bytes
+            twice_bytes = self._shared.shared_twice(length) * self._mapper.page_size_bytes
         twice_tokens = twice_bytes // spec.token_bytes
         blocks16, blocks256 = (int((-(-length // size)).sum()) - twice_tokens // size for size in (16, 256))
         return Usage(
@@ -472,6 +474,9 @@ class KVCache:
         if self._tensors is None:
             raise Closed("the KV cache is closed")
         return self._tensors
+
+    def _memory(self, offset_bytes: int, size_bytes: int) -> torch.Tensor:
+        return self._open_tensors().memory(offset_bytes, size_bytes)
 
     @contextmanager
     def _state_open(self) -> Iterator[None]:

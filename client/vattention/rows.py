@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from vatt.errors import InvalidRequest, LimitExceeded, OutOfMemory, PoolExhausted, SystemLimit
+from vatt.errors import LimitExceeded, OutOfMemory, PoolExhausted, SystemLimit
 from vatt.pages import Extent, page_count_of
 from vattention.device_fence import DONE, Fence
 from vattention.layout import Counts, Geometry, RowArithmetic
@@ -22,7 +22,7 @@ from vattention.row_pages import RowPages, Stretch
 from vattention.slots import SlotTable
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 RowNumbers = npt.NDArray[np.intp]
 
@@ -130,12 +130,12 @@ class Rows:
             with ExitStack() as undo:
                 wanted = dict(zip(rows.tolist(), token_counts.tolist(), strict=True))
                 try:
-                    extra = self._extend_or_reclaim(rows, missing, generous, wanted)
+                    extra = self.extend_or_reclaim(rows, missing, generous, wanted)
                 except SHORT:
                     if not lowered:
                         raise
                     extra = self._extend_by_lowering(lowered, rows, missing, wanted)
-                undo.callback(self._take_back, rows, mapped, extra)
+                undo.callback(self.take_back, rows, mapped, extra)
                 with self.state:
                     # Not `mapped`: what running rows had over their need may have been reclaimed meanwhile.
                     self.table.set_mapped(rows, self.table.mapped[rows] + extra)
@@ -167,7 +167,7 @@ class Rows:
         self.announce_growth()
         return True
 
-    def _extend_or_reclaim(self, rows: RowNumbers, missing: Counts, generous: Counts, wanted: dict[int, int]) -> Counts:
+    def extend_or_reclaim(self, rows: RowNumbers, missing: Counts, generous: Counts, wanted: dict[int, int]) -> Counts:
         """Map pages behind rows, `generous` if they are there and `missing` at least; says which it was."""
         try:
             self._extend(rows, generous)
@@ -175,7 +175,7 @@ class Rows:
             pass
         else:
             return generous
-        self._reclaiming(self._pool_pages(missing), wanted, lambda offering: self._extend(rows, missing, offering))
+        self.reclaiming(self._pool_pages(missing), wanted, lambda offering: self._extend(rows, missing, offering))
         return missing
 
     def expect(self, rows: RowNumbers, token_counts: Counts) -> None:
@@ -184,7 +184,7 @@ class Rows:
             expected = self.table.expected
             expected[rows] = np.where(self.table.in_use[rows], np.maximum(expected[rows], token_counts[rows]), 0)
 
-    def _reclaiming(self, page_count: int, wanted: dict[int, int], action: Callable[[Sequence[Extent]], None]) -> None:
+    def reclaiming(self, page_count: int, wanted: dict[int, int], action: Callable[[Sequence[Extent]], None]) -> None:
         """Do what needs pages, with ever more idle ones to offer as long as they are short."""
         offering: list[Extent] = []
         with ExitStack() as undo:
@@ -223,12 +223,12 @@ class Rows:
         return missing
 
     def _extend(self, rows: RowNumbers, extra: Counts, offering: Sequence[Extent] = ()) -> None:
-        stretches = self._stretches(rows.tolist(), extra)
+        stretches = self.stretches_after(rows.tolist(), extra)
         started_s = self._clock()
         self.behind.map(stretches, offering)
         self.pace.note_mapping(self._pool_pages(extra), self._clock() - started_s)
 
-    def _stretches(self, rows: Iterable[int], extra: Counts) -> list[Stretch]:
+    def stretches_after(self, rows: Iterable[int], extra: Counts) -> list[Stretch]:
         """The `extra` pages that follow what is mapped of rows."""
         return [
             Stretch(row, band, int(self.table.mapped[row, band]), page_count)
@@ -237,7 +237,7 @@ class Rows:
             if page_count
         ]
 
-    def _take_back(self, rows: RowNumbers, mapped: Counts, extra: Counts) -> None:
+    def take_back(self, rows: RowNumbers, mapped: Counts, extra: Counts) -> None:
         stretches = [
             Stretch(row, band, first, page_count)
             for row, firsts, page_counts in zip(rows.tolist(), mapped.tolist(), extra.tolist(), strict=True)
@@ -383,133 +383,7 @@ class Rows:
         order = np.argsort(-over, kind="stable")
         return [int(rows[at]) for at in order if over[at]]
 
-    # Sharing: `mapping` is held
-
-    def fork(self, source: int, target: int, token_count: int, memory: Callable[[int, int], torch.Tensor]) -> None:
-        """Have `target`, which is empty, hold the first tokens of `source`: whole pages are shared, the last copied."""
-        arithmetic, table = self.arithmetic, self.table
-        whole, needed = arithmetic.whole_pages(token_count), arithmetic.pages(token_count)
-        rows = np.array([target])
-        with ExitStack() as undo:
-            with self.state:
-                if table.length[table.check_used(source)] < token_count:
-                    raise InvalidRequest(f"slot {source} holds fewer than {token_count} tokens by now")
-                undo.callback(table.shared.__setitem__, source, table.shared[source].copy())
-                # From here on it is emptied before anybody else gets it, even if it is freed meanwhile.
-                table.shared[source] = np.maximum(table.shared[source], whole)
-            shared = [Stretch(target, band, 0, count) for band, count in enumerate(whole.tolist()) if count]
-            self.behind.alias(shared, source)
-            undo.callback(lambda: self._pages.put(self.behind.unmap(shared)))
-            with self.state:
-                table.set_mapped(rows, whole[None])
-            undo.callback(table.set_mapped, rows, np.zeros_like(whole)[None])
-            missing = (needed - whole)[None]
-            if missing.any():
-                wanted = {target: token_count, source: token_count}
-                extra = self._extend_or_reclaim(rows, missing, missing, wanted)
-                undo.callback(self._take_back, rows, whole[None], extra)
-                self._copy_ends(source, target, token_count, memory)
-            undo.pop_all()
-        with self.state:
-            table.set_mapped(rows, needed[None])
-            table.shared[target] = whole
-            table.length[target] = token_count
-        self.announce_growth()
-
-    def map_common(self, token_count: int) -> None:
-        """Map the pages for so many tokens at the end of every row, the same ones in all of them.
-
-        The rows must be equally long so far, or the shared pages would hold other tokens in each; who wants that for
-        a measurement gets it all the same.
-        """
-        table = self.table
-        extra = self.arithmetic.pages(token_count)
-        if (table.mapped + extra > [band.pages_per_row for band in self._bands]).any():
-            raise InvalidRequest(f"pages for {token_count} more tokens do not fit in every row")
-        if not extra.any():
-            return
-        while True:
-            try:
-                self.behind.map_common([self._stretches([row], extra[None]) for row in range(table.slot_count)])
-                break
-            except SHORT:
-                offering = self.reclaim(self._pool_pages(extra), {}, finished_only=True)
-                if not offering:
-                    raise
-                self._pages.put(offering)
-        with self.state:
-            table.set_mapped(np.arange(table.slot_count), table.mapped + extra)
-            table.shared[:] = table.mapped
-            table.common[:] = True
-
-    def own_frontier(self, row: int, token_count: int, memory: Callable[[int, int], torch.Tensor]) -> None:
-        """Give a row that is to end at `token_count` a page of its own there, if others share the one it has.
-
-        Nothing looks different after it; `drop_shared` comes next, once the row does end there.
-        """
-        whole, needed = self.arithmetic.whole_pages(token_count), self.arithmetic.pages(token_count)
-        for band, page in enumerate(whole.tolist()):
-            if page < self.table.shared[row, band] and page < needed[band]:
-                self._make_private(Stretch(row, band, page, 1), memory)
-
-    def _make_private(self, stretch: Stretch, memory: Callable[[int, int], torch.Tensor]) -> None:
-        def make(offering: Sequence[Extent]) -> None:
-            self.behind.make_private(stretch, memory, offering)
-
-        self._reclaiming(self.behind.pool_pages([stretch]), {}, make)
-
-    def drop_shared(self, row: int, token_count: int) -> None:
-        """End a row at `token_count` tokens and unmap what it shares past them: other tokens are to come there."""
-        self._pages.put(self.cut(row, self.arithmetic.pages(token_count), token_count))
-        with self.state:
-            self.table.shared[row] = np.minimum(self.table.shared[row], self.arithmetic.whole_pages(token_count))
-
-    def cuts_into_shared(self, token_counts: Counts) -> npt.NDArray[np.bool_]:
-        """Which rows in use would end within pages that others hold too, where they must not write."""
-        table = self.table
-        is_within = token_counts < self.arithmetic.tokens_through(table.shared)
-        return table.in_use & ~table.common & (token_counts > 0) & is_within
-
-    def _copy_ends(
-        self, source: int, target: int, token_count: int, memory: Callable[[int, int], torch.Tensor]
-    ) -> None:
-        """Copy what lies past the last whole page of a row's first tokens."""
-        whole = self.arithmetic.whole_pages(token_count)
-        for band, page in enumerate(whole.tolist()):
-            start = page * self._page_size_bytes
-            size = token_count * self._bands[band].token_bytes - start
-            for column in range(self._bands[band].column_count if size else 0):
-                from_offset = self.behind.offset_bytes(source, band, column, start)
-                to_offset = self.behind.offset_bytes(target, band, column, start)
-                memory(to_offset, size).copy_(memory(from_offset, size))
-
     # Counting
-
-    def needed_pool_pages(self, token_counts: Counts) -> int:
-        """The pool's pages that so many tokens of each row need, those behind several rows counted once.
-
-        Where rows share pages it takes `mapping`, so the caller holds no lock.
-        """
-        total = int(self.arithmetic.pool_pages(self.arithmetic.pages(token_counts)).sum())
-        if not self.table.shared.any():
-            return total
-        with self.mapping(), self.state:
-            return total - self.shared_twice(token_counts)
-
-    def shared_twice(self, token_counts: Counts) -> int:
-        """How many pages too many the sum over rows of so many tokens counts. Both locks are held if rows share any."""
-        needed = self.arithmetic.pages(token_counts)
-        sharing = np.flatnonzero(self.table.shared.any(axis=1) & needed.any(axis=1) & ~self.table.spoilt)
-        total = 0
-        aliased = np.minimum(needed[sharing], self.table.shared[sharing])
-        for band, place in enumerate(self._bands):
-            ids = [
-                page_id
-                for row, count in zip(sharing.tolist(), aliased[:, band].tolist(), strict=True)
-                for page_id in self.behind.page_ids(row, band, count)
-            ]
-            total += (len(ids) - len(set(ids))) * place.column_count
-        return total
 
     def announce_growth(self) -> None:
         """Tell the page cache what one growth step of every row in use would take."""
