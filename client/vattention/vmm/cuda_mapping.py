@@ -11,10 +11,10 @@ from vattention.vmm.cuda_call import bindings, call, call_at_close
 from vattention.vmm.cuda_device import check_cuda_page_size, find_device
 from vattention.vmm.cuda_map import map_handles, read_write_access
 from vattention.vmm.driver import HandleKind, Placement
-from vattention.vmm.mapping_table import MappingTable
+from vattention.vmm.mapping_table import TableAnswers
 
 
-class CudaMapping:
+class CudaMapping(TableAnswers):
     """The mapping half for a GPU. No call here needs a CUDA context.
 
     Misuse is refused by the table, see there. Invariant: `_handles` holds exactly the imported pages, each with the
@@ -26,7 +26,7 @@ class CudaMapping:
         check_cuda_page_size(self.device, page_size_bytes)
         self.page_size_bytes = page_size_bytes
         self._access = read_write_access(self.device)
-        self._table = MappingTable(page_size_bytes)
+        super().__init__(page_size_bytes)
         self._handles: dict[int, int] = {}
 
     def reserve(self, size_bytes: int) -> int:
@@ -81,19 +81,6 @@ class CudaMapping:
         self._table.check_unmap(address, size_bytes)
         call("cuMemUnmap", address, size_bytes)
         return self._table.drop_mapped(address, size_bytes)
-
-    def pages_at(self, address: int, size_bytes: int) -> list[Extent]:
-        return self._table.pages_at(address, size_bytes)
-
-    def unmapped_of(self, extents: Sequence[Extent]) -> list[Extent]:
-        return self._table.unmapped_of(extents)
-
-    def run_count(self, address: int, size_bytes: int) -> int:
-        return self._table.run_count(address, size_bytes)
-
-    @property
-    def mapped_page_count(self) -> int:
-        return self._table.mapped_page_count
 
     def close(self) -> None:
         for address, size_bytes in self._table.mapped_stretches():

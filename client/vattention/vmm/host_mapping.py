@@ -20,7 +20,7 @@ from vattention.vmm import libc
 from vattention.vmm.driver import HandleKind, Placement
 from vattention.vmm.host_physical import HOST, check_host_page_size
 from vattention.vmm.limits import MappingBudget, require_fds
-from vattention.vmm.mapping_table import MappingTable
+from vattention.vmm.mapping_table import TableAnswers
 from vattention.vmm.os_call import os_call
 
 _RESERVED = libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
@@ -36,7 +36,7 @@ class _Slab:
     page_count: int = 0  # imported
 
 
-class HostMapping:
+class HostMapping(TableAnswers):
     """The mapping half for host memory. Misuse is refused by the table, see there."""
 
     def __init__(self, page_size_bytes: int, budget: MappingBudget | None = None) -> None:
@@ -44,7 +44,7 @@ class HostMapping:
         self.device = HOST
         self.page_size_bytes = page_size_bytes
         self._budget = budget or MappingBudget()
-        self._table = MappingTable(page_size_bytes)
+        super().__init__(page_size_bytes)
         self._slabs: dict[int, _Slab] = {}  # by zone
 
     def reserve(self, size_bytes: int) -> int:
@@ -121,19 +121,6 @@ class HostMapping:
         self._budget.note(2)  # at worst the range lies in the middle of one mapping
         _put_back(address, size_bytes)
         return self._table.drop_mapped(address, size_bytes)
-
-    def pages_at(self, address: int, size_bytes: int) -> list[Extent]:
-        return self._table.pages_at(address, size_bytes)
-
-    def unmapped_of(self, extents: Sequence[Extent]) -> list[Extent]:
-        return self._table.unmapped_of(extents)
-
-    def run_count(self, address: int, size_bytes: int) -> int:
-        return self._table.run_count(address, size_bytes)
-
-    @property
-    def mapped_page_count(self) -> int:
-        return self._table.mapped_page_count
 
     def close(self) -> None:
         for address, size_bytes in self._table.reservations():

@@ -167,3 +167,23 @@ class MappingTable:
         if page_count < 1 or cut or rest:
             raise DriverError(f"{size_bytes} bytes at {address:#x} are not whole pages", call=call)
         return reservation.runs, start, start + page_count
+
+
+class TableAnswers:
+    """The questions to a mapping driver that its table answers."""
+
+    def __init__(self, page_size_bytes: int) -> None:
+        self._table = MappingTable(page_size_bytes)
+
+    def pages_at(self, address: int, size_bytes: int) -> list[Extent]:
+        return self._table.pages_at(address, size_bytes)
+
+    def unmapped_of(self, extents: Sequence[Extent]) -> list[Extent]:
+        return self._table.unmapped_of(extents)
+
+    def run_count(self, address: int, size_bytes: int) -> int:
+        return self._table.run_count(address, size_bytes)
+
+    @property
+    def mapped_page_count(self) -> int:
+        return self._table.mapped_page_count
