@@ -16,6 +16,8 @@ DECODE_SECONDS ?= 60
 # Parts of a trace of 19,366 requests. The default takes about a minute and covers ten of virtual time.
 REPLAY_REQUESTS ?= 3000
 REPLAY_SATURATED_REQUESTS ?= 1000
+# docs/replay-azure_conv.png is made so too.
+REPLAY_PLOT ?= build/replay-azure_conv.png
 
 PROTO := proto/vatt/v1/vatt.proto
 
@@ -54,9 +56,10 @@ decode: $(STAMP) ## a decode loop on the simulated driver: how long steps wait f
 	@$(BIN)/python -m benchmarks.decode_loop --seconds $(DECODE_SECONDS)
 
 replay: $(STAMP) ## chat requests through the library in virtual time (REPLAY_REQUESTS=19366: a whole hour)
+	@mkdir -p $(dir $(REPLAY_PLOT))
 	@$(BIN)/vattctl replay azure_conv --speed 0 --max-requests $(REPLAY_SATURATED_REQUESTS)
 	@echo
-	@$(BIN)/vattctl replay azure_conv --max-requests $(REPLAY_REQUESTS) --plot docs/replay-azure_conv.png
+	@$(BIN)/vattctl replay azure_conv --max-requests $(REPLAY_REQUESTS) --plot $(REPLAY_PLOT)
 
 stubs: $(STAMP) ## generate proto/vatt/v1/*_pb2* from the .proto
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto \

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,14 +41,14 @@ class Ready:
     pid: int
 
     @classmethod
-    def parse(cls, line: bytes, log_tail: str) -> Ready:
+    def parse(cls, line: bytes, log_tail: Callable[[], str]) -> Ready:
         try:
             facts = json.loads(line)
             if "error" in facts:
                 raise DaemonUnreachable(f"the embedded vattd did not start: {facts['error']}")
             return cls(str(facts["socket_dir"]), str(facts["device"]), int(facts["pid"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise DaemonUnreachable(f"the embedded vattd did not start: {log_tail or 'it wrote nothing'}") from error
+            raise DaemonUnreachable(f"the embedded vattd did not start: {log_tail() or 'it wrote nothing'}") from error
 
 
 class StreamUser(Protocol):
@@ -107,7 +107,7 @@ class EmbeddedDaemon:
             command += options
             self._spawn(command, write_fd)
             write_end.close()
-            return Ready.parse(_read_line(ready), self._log_tail())
+            return Ready.parse(_read_line(ready), self._log_tail)
 
     def _spawn(self, command: list[str], ready_fd: int) -> None:
         try:
@@ -135,7 +135,10 @@ class EmbeddedDaemon:
             self._process.wait()
 
     def _log_tail(self) -> str:
-        return self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        try:
+            return self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        except FileNotFoundError:  # a vattd that does not start takes the folder away
+            return ""
 
 
 _lock = threading.Lock()

@@ -121,5 +121,5 @@ class KVBlocks:
 
         Raises what KVCache.step raises.
         """
-        self.cache.step(lengths)
+        self.cache.step(lengths, zero_ends=True)
         self.lengths[:] = lengths

@@ -237,12 +237,13 @@ class KVCache:
             self._rows.reach(rows, counts, commit)
         self._changed()
 
-    def step(self, lengths: Sequence[int] | Counts) -> None:
+    def step(self, lengths: Sequence[int] | Counts, *, zero_ends: bool = False) -> None:
         """Let every slot hold as many tokens as `lengths` says, one number for each of max_batch_size slots.
 
-        A slot with tokens is in use from then on, one without is free, as by free_slot. A shorter length than before
-        unmaps nothing. All of them, or an error and none; errors as of grow_many. What the coming steps need is mapped
-        in the background.
+        A length takes a slot into use, acquired or not. 0 after a length ends its use, as free_slot does; 0 for a slot
+        that was acquired, forked or grown and has had no length from a step yet leaves it as it is, or ends it too with
+        `zero_ends`. A shorter length than before unmaps nothing. All of them, or an error and none; errors as of
+        grow_many. What the coming steps need is mapped in the background.
         """
         wanted = self._checked_lengths(lengths)
         rows, table = self._rows, self._rows.table
@@ -253,32 +254,39 @@ class KVCache:
             shortened = bool(grown.min() < 0)
             if is_same and not shortened and bool((wanted <= table.capacity).all()):
                 table.length[:] = wanted
+                table.stepped |= table.in_use
                 self._keeper.note_step(jumps=bool(grown.max() > 1))
                 return
-        self._step_with_changes(wanted)
+        self._step_with_changes(wanted, zero_ends=zero_ends)
 
-    def _step_with_changes(self, wanted: Counts) -> None:
+    def _step_with_changes(self, wanted: Counts, *, zero_ends: bool) -> None:
         rows, table = self._rows, self._rows.table
-        used = wanted > 0
+        given = wanted > 0
+
+        def ending() -> RowNumbers:
+            return np.flatnonzero(table.in_use & ~given & (table.stepped | zero_ends))
+
+        def commit() -> None:
+            for row in ending().tolist():
+                table.leave(row, None, self._clock())
+            for row in np.flatnonzero(given & ~table.in_use).tolist():
+                table.claim(row)
+            for row in np.flatnonzero(given & (wanted < table.length)).tolist():
+                table.marks[row] = table.marks[row].after_use()
+                table.expected[row] = 0
+            table.length[given] = wanted[given]
+            table.stepped[given] = True
+
         with self._mapping_open():
             within_shared = np.flatnonzero(self._shared.cuts_into_shared(wanted)).tolist()
             if within_shared:
                 (self.fence() or DONE).wait()
             for row in within_shared:
                 self._shared.own_frontier(row, int(wanted[row]))
-
-            def commit() -> None:
-                for row in np.flatnonzero(table.in_use & ~used).tolist():
-                    table.leave(row, None, self._clock())
-                for row in np.flatnonzero(used & ~table.in_use).tolist():
-                    table.claim(row)
-                for row in np.flatnonzero(wanted < table.length).tolist():
-                    table.marks[row] = table.marks[row].after_use()
-                    table.expected[row] = 0
-                table.length[:] = wanted
-
-            which = np.flatnonzero(used)
-            lowered = np.flatnonzero(table.in_use & (wanted < table.length)).tolist()
+            which = np.flatnonzero(given)
+            with rows.state:
+                shortened = np.flatnonzero(table.in_use & given & (wanted < table.length))
+                lowered = [*shortened.tolist(), *ending().tolist()]
             rows.reach(which, wanted[which], commit, lowered)
             for row in within_shared:
                 self._shared.drop_shared(row, int(wanted[row]))
@@ -523,13 +531,15 @@ class KVCache:
             wanted = np.array(lengths)
         except ValueError:  # lists of different lengths
             wanted = np.array(None)
-        if wanted.shape != (self.spec.max_batch_size,) or wanted.dtype.kind not in "iu":
+        if wanted.shape != (self.spec.max_batch_size,):
+            count = f"{wanted.size} lengths" if wanted.ndim == 1 else "something else"
+            raise InvalidRequest(f"a length for each of {self.spec.max_batch_size} slots is wanted, not {count}")
+        if wanted.dtype.kind not in "iu":
+            raise InvalidRequest(f"lengths are whole numbers of tokens, not {wanted.dtype}")
+        wrong = np.flatnonzero((wanted < 0) | (wanted > self.spec.max_context_length))
+        if len(wrong):
             raise InvalidRequest(
-                f"the lengths of all {self.spec.max_batch_size} slots, whole numbers; not {lengths!r:.80}"
-            )
-        if wanted.min() < 0 or wanted.max() > self.spec.max_context_length:
-            raise InvalidRequest(
-                f"lengths of {wanted.min()} to {wanted.max()} tokens: a slot holds 0 to {self.spec.max_context_length}"
+                f"slot {wrong[0]}: {wanted[wrong[0]]} tokens, and max_context_length is {self.spec.max_context_length}"
             )
         return wanted.astype(np.int64, copy=False)
 

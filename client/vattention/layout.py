@@ -48,7 +48,11 @@ class Layout(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class KVCacheSpec:
-    """The shape of a model's KV cache on one device."""
+    """The shape of a model's KV cache on one device.
+
+    `value_head_size`: of V where it differs from K's; 0 where a token has one latent vector (MLA), of `head_size`.
+    `page_size_bytes`: rows grow by this; a multiple of the pool's page size, which is the default.
+    """
 
     num_layers: int
     num_kv_heads: int
@@ -72,7 +76,8 @@ class KVCacheSpec:
         if not self.dtype.is_floating_point:
             raise InvalidRequest(f"keys and values are floating-point numbers, and {self.dtype} holds none")
         if self.layout is not None and not isinstance(self.layout, Layout):
-            raise InvalidRequest(f"layout must be a Layout or None, not {self.layout!r}")
+            names = ", ".join(f"Layout.{layout.name}" for layout in Layout)
+            raise InvalidRequest(f"layout must be {names} or None, not {self.layout!r}")
 
     def _check_integer(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -242,4 +247,6 @@ def _no_such_page(page_size_bytes: int, pool_page_size_bytes: int, backend: str)
             "A GPU's smallest page is the driver's granularity, 2 MiB as a rule; for fewer tokens a page use the fused "
             "layout, which puts all layers into one"
         )
-    return text + f"Start it with `vattd start --page-size {page_size_bytes}`"
+    if page_size_bytes >= 4096 and page_size_bytes & (page_size_bytes - 1) == 0:
+        return text + f"Start it with `vattd start --page-size {page_size_bytes}`"
+    return text + f"Ask for {pool_page_size_bytes} bytes, or leave it out"

@@ -33,6 +33,7 @@ from vattention.vmm import open_mapping
 log = logging.getLogger(__name__)
 
 MAX_WAIT_S = 3600.0
+UUID_PREFIXES = ("GPU-", "MIG-")
 # A busy engine may keep this part of the pool unmapped, so as not to lease what it gave back a moment ago.
 SPARE_DIVISOR = 40
 
@@ -89,6 +90,7 @@ class Session:
         Raises InvalidRequest, DaemonUnreachable, TenantDenied, VersionUnsupported, DeviceNotFound.
         """
         with ExitStack() as undo:
+            _check_device(device)
             caller = Caller(tenant, client_name if client_name is not None else f"vattention/{_version()}")
             directory = _directory(socket_dir) if socket_dir is not None else None
             connection = Connection.open(caller, read_config(), device, directory, page_size_bytes)
@@ -310,6 +312,14 @@ def _directory(path: Path | str) -> Path:
         return Path(path)
     except TypeError as error:
         raise InvalidRequest(f"socket_dir must be a path, not {path!r}") from error
+
+
+def _check_device(device: str | None) -> None:
+    if device is not None and not (isinstance(device, str) and (device == "host" or device[:4] in UUID_PREFIXES)):
+        raise InvalidRequest(
+            f"device is {device!r}: give 'host' or a GPU's UUID (`vattctl status` and `nvidia-smi -L` show it), or "
+            "leave it out where there is one vattd"
+        )
 
 
 def _check_wait(wait_s: float, purpose: LeasePurpose) -> None:

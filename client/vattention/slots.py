@@ -30,6 +30,8 @@ class SlotTable:
         self.length: Counts = np.zeros(slot_count, dtype=np.int64)
         self.capacity: Counts = np.zeros(slot_count, dtype=np.int64)
         self.mapped: Counts = np.zeros((slot_count, band_count), dtype=np.int64)
+        # Rows that have had a length from a step: a step without one ends their use.
+        self.stepped: npt.NDArray[np.bool_] = np.zeros(slot_count, dtype=np.bool_)
         # Leading pages that may be another row's too: nobody writes to them, and no other request may take them over.
         self.shared: Counts = np.zeros((slot_count, band_count), dtype=np.int64)
         # Rows whose shared pages are for all to write (map_common): a length within them is nothing special.
@@ -82,6 +84,7 @@ class SlotTable:
     def claim(self, number: int, expected_tokens: int = 0) -> None:
         """Put a free row to use, empty."""
         self.in_use[number] = True
+        self.stepped[number] = False
         self.length[number] = 0
         self.expected[number] = expected_tokens
 

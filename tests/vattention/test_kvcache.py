@@ -833,3 +833,29 @@ def test_the_figures_of_a_cache_agree_with_each_other(cache: KVCache, host_pages
     report, usage = cache.memory_report(), cache.usage()
     assert usage.token_bytes == stats.token_bytes
     assert report.utilization == stats.token_bytes / stats.mapped_bytes
+
+
+@each_layout
+def test_a_slot_that_no_step_has_given_a_length_is_not_ended_by_a_step_without_one(layout: Layout) -> None:
+    host = HostPages()
+    with KVCache(host, spec_of(layout)) as cache:
+        held = cache.acquire_slot(100)
+        cache.grow(held, 60)
+        write(cache, held, 1, 0, 60)
+        cache.step([0 if slot == held else 50 for slot in range(4)])
+        with pytest.raises(InvalidRequest, match="in use"):
+            cache.acquire_slot()
+        assert cache.length(held) == 60
+        check(cache, held, 1, 60)
+        cache.step([70 if slot == held else 50 for slot in range(4)])
+        check(cache, held, 1, 60)
+        cache.step([0 if slot == held else 50 for slot in range(4)])  # now it has had one
+        assert cache.acquire_slot() == held
+        fork = held
+        cache.free_slot(held)
+        assert cache.fork_slot((fork + 1) % 4, 30) == fork
+        cache.step([0 if slot == fork else 50 for slot in range(4)])
+        assert cache.length(fork) == 30
+        cache.step([0 if slot == fork else 50 for slot in range(4)], zero_ends=True)
+        assert cache.acquire_slot() == fork
+    host.close()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -420,3 +421,9 @@ def test_a_new_vattd_does_not_know_the_session_of_the_old_one(own_vattd: Vattd) 
         own_vattd.start()
         with pytest.raises(SessionUnknown):
             session.reattach()
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cpu", "0", 0, True])
+def test_a_device_that_is_no_name_of_one_is_refused_with_the_names_there_are(device: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"'host' or a GPU's UUID"):
+        Session.connect("tenant", device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,6 +20,8 @@ from vattctl.replay.models import MODELS
 from vattctl.replay.trace import read_trace
 
 LAYOUTS = ["per_layer", "megacache", "fused"]
+# An hour in a thousand.
+LEAST_SPEED = 0.001
 
 
 class Size(click.ParamType[int]):
@@ -31,6 +34,18 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number to count with")
+    return value
+
+
+def _speed(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if 0 < _finite(context, parameter, value) < LEAST_SPEED:
+        raise click.BadParameter(f"at least {LEAST_SPEED}, or 0 for no waiting")
+    return value
+
+
 @click.command()
 @click.argument("trace_name", metavar="TRACE")
 @click.option("--model", type=click.Choice(list(MODELS)), default="llama-3-8b", show_default=True)
@@ -39,16 +54,24 @@ class Size(click.ParamType[int]):
 @click.option("--budget", type=Size(), default="20GiB", show_default=True, help="Memory for KV, of every scheme.")
 @click.option(
     "--speed",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=1e6),
+    callback=_speed,
     default=1.0,
     show_default=True,
     help="How many times faster requests arrive than in the trace; 0: all of them wait from the start.",
 )
 @click.option(
-    "--step-ms", type=click.FloatRange(min=0, min_open=True), default=25.0, show_default=True, help="A decode step."
+    "--step-ms",
+    type=click.FloatRange(min=0.001, max=60_000),
+    callback=_finite,
+    default=25.0,
+    show_default=True,
+    help="A decode step.",
 )
 @click.option("--max-requests", type=click.IntRange(min=1), metavar="N", help="Only the first N of the trace.")
-@click.option("--slots", type=click.IntRange(min=1), default=512, show_default=True, help="Requests at one time.")
+@click.option(
+    "--slots", type=click.IntRange(min=1, max=65_536), default=512, show_default=True, help="Requests at one time."
+)
 @click.option(
     "--context",
     type=click.IntRange(min=1),
@@ -82,7 +105,10 @@ def replay(
     blocks of 16 and 256 tokens.
 
     RUNNING is the average number of requests in the batch until the last one was admitted. WASTE is the part of the
-    memory behind them that no token fills; vattention's includes pages mapped ahead of tokens.
+    memory behind them that no token fills; vattention's includes pages mapped ahead of tokens, and those that a
+    request took over from a longer one and keeps while memory is plentiful: with --speed 0 there are few.
+    MAPS AVOIDED: pages that requests found mapped already, kept from finished ones. HELD OVER NEED: all that is mapped
+    or at hand, less what tokens need.
 
     \b
     Examples:
