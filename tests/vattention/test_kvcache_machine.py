@@ -42,6 +42,7 @@ class KVCacheMachine(RuleBasedStateMachine):
         ]
         self.budgets: dict[int, int] = {}
         self.slots: dict[tuple[int, int], Pieces] = {}  # by cache and slot
+        self.stepped: set[tuple[int, int]] = set()  # slots that a step has given a length
         self.seed = 0
 
     def some_slot(self, data: st.DataObject) -> tuple[int, int]:
@@ -66,6 +67,7 @@ class KVCacheMachine(RuleBasedStateMachine):
             slot = self.caches[which].acquire_slot(announced)
             assert (which, slot) not in self.slots
             self.slots[which, slot] = []
+            self.stepped.discard((which, slot))
 
     @precondition(lambda self: self.slots)
     @rule(data=st.data(), count=st.integers(1, 1000))
@@ -84,14 +86,17 @@ class KVCacheMachine(RuleBasedStateMachine):
         for slot in range(SPEC.max_batch_size):
             had = length_of(self.slots.get((which, slot), []))
             lengths.append(data.draw(st.sampled_from([0, had, min(1000, had + 1)]) | st.integers(0, 600)))
+        zero_ends = data.draw(st.booleans())
         try:
-            self.caches[which].step(lengths)
+            self.caches[which].step(lengths, zero_ends=zero_ends)
         except PoolExhausted:
             return
         for slot, count in enumerate(lengths):
             if count == 0:
-                self.slots.pop((which, slot), None)
+                if zero_ends or (which, slot) in self.stepped:
+                    self.slots.pop((which, slot), None)
                 continue
+            self.stepped.add((which, slot))
             self.slots[which, slot] = first_tokens(self.slots.get((which, slot), []), count)
             self.extend((which, slot), count)
 
@@ -108,6 +113,7 @@ class KVCacheMachine(RuleBasedStateMachine):
             return
         assert (which, slot) not in self.slots
         self.slots[which, slot] = first_tokens(self.slots[key], count)
+        self.stepped.discard((which, slot))
         self.work.use(self.caches[which], slot, count)
 
     @precondition(lambda self: self.slots)

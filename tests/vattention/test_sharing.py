@@ -346,7 +346,7 @@ class SharingMachine(RuleBasedStateMachine):
             for slot in range(6)
         ]
         try:
-            self.cache.step(lengths)
+            self.cache.step(lengths, zero_ends=True)
         except PoolExhausted:
             return
         for slot, count in enumerate(lengths):
