@@ -33,5 +33,5 @@ class Mark:
 
     def after_use(self, proof: Proof | None = None) -> Mark:
         """The mark after one more use, which `proof` covers if there is one; else the fence must be asked."""
-        proofs = self.proofs + ((proof,) if proof is not None else ())
-        return Mark(proofs, is_set=self.is_set and proof is not None)
+        pending = tuple(old for old in self.proofs if not old.done())  # or they would add up, use by use
+        return Mark(pending + ((proof,) if proof is not None else ()), is_set=self.is_set and proof is not None)

@@ -90,10 +90,11 @@ class SlotTable:
 
     def leave(self, number: int, proof: Proof | None, now_s: float) -> None:
         """End the use of a row; its pages stay. `proof` covers that use; None: the cache's fence is yet to be asked."""
+        mark = self.marks[number].after_use(proof)  # asks the device, and may raise
         self.in_use[number] = False
         self.length[number] = self.expected[number] = 0
         self.spoilt[number] = bool(self.shared[number].any())
-        self.marks[number] = self.marks[number].after_use(proof)
+        self.marks[number] = mark
         self.left_s[number] = now_s
 
     def check_used(self, number: Any) -> int:

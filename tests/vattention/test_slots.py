@@ -136,3 +136,12 @@ def test_what_is_no_row_in_use_is_refused(number: Any) -> None:
     with pytest.raises(InvalidRequest, match="not in use"):
         table.check_used(number)
     assert table.check_used(np.int64(0)) == 0
+
+
+def test_a_row_that_is_used_again_and_again_gathers_no_proofs() -> None:
+    table = new_table()
+    for _ in range(100):
+        table.claim(1)
+        table.leave(1, Done(), 0.0)
+    assert len(table.marks[1].proofs) == 1
+    assert table.marks[1].is_set
