@@ -3,15 +3,20 @@
 VattError
 ├── InvalidRequest          the request makes no sense; mend it, do not retry
 ├── PoolExhausted           too few pages now; free some and retry
+│   └── WaitHopeless        and waiting does not help while other tenants hold what they were promised
 ├── LimitExceeded           more than may ever be lent; do not retry
 ├── LeaseCancelled          CancelLease came before the answer
 ├── SessionUnknown          vattd does not know this session; attach again
 ├── SessionFenced           the session's stream broke; re-attach
 ├── TokenRefused            not a token that this vattd handed out to this process
-├── TenantDenied            the tenant belongs to another user
+├── SessionEvicted          an operator asked this session to leave
+├── TenantDenied            the tenant is not this user's
+├── TenantUnknown           nothing was reserved for this tenant
+├── Overcommitted           more would be promised than there is
 ├── PageNotHeld             a page that this session does not lease
 ├── VersionUnsupported      no wire version in common
 ├── ShuttingDown            vattd is about to stop
+├── Draining                vattd takes no new requests until it is resumed
 ├── DaemonUnreachable       nobody answers at the socket
 ├── ForkedSession           used in a forked child; attach there anew
 ├── Closed                  used after close()
@@ -53,6 +58,19 @@ class PoolExhausted(VattError, MemoryError):
         self.requested_pages, self.free_pages = requested_pages, free_pages
 
 
+class WaitHopeless(PoolExhausted):
+    """So many pages could not be had even if all came back that are not promised to other tenants."""
+
+    reason = "WAIT_HOPELESS"
+
+    def __init__(self, requested_pages: int, free_pages: int) -> None:
+        super().__init__(requested_pages, free_pages)
+        self.args = (
+            f"need {requested_pages} pages, and at most {free_pages} can come free while other tenants hold what they "
+            "were promised",
+        )
+
+
 class LimitExceeded(VattError, MemoryError):
     """More pages than may ever be lent to this caller; waiting does not help."""
 
@@ -88,10 +106,28 @@ class TokenRefused(VattError, PermissionError):
     reason = "TOKEN_REFUSED"
 
 
+class SessionEvicted(VattError):
+    """An operator asked this session to leave: it keeps what it holds until it gives it back, and gets no new pages."""
+
+    reason = "SESSION_EVICTED"
+
+
 class TenantDenied(VattError, PermissionError):
-    """The tenant belongs to another user."""
+    """The tenant belongs to another user, or does not list this one."""
 
     reason = "TENANT_DENIED"
+
+
+class TenantUnknown(VattError, LookupError):
+    """Nothing was reserved for a tenant of this name."""
+
+    reason = "TENANT_UNKNOWN"
+
+
+class Overcommitted(VattError):
+    """The mins of all tenants together would not fit the pool."""
+
+    reason = "OVERCOMMITTED"
 
 
 class PageNotHeld(VattError, LookupError):
@@ -110,6 +146,12 @@ class ShuttingDown(VattError):
     """vattd is about to stop: leases are refused, what is held stays held."""
 
     reason = "SHUTTING_DOWN"
+
+
+class Draining(VattError):
+    """An operator has this vattd drained: no new sessions and requests, until it is resumed."""
+
+    reason = "DRAINING"
 
 
 class DaemonUnreachable(VattError, ConnectionError):

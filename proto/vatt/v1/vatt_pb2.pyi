@@ -21,6 +21,7 @@ vatt.errors, and its numbers as metadata. Every method may answer:
   INVALID_ARGUMENT    INVALID_REQUEST      mend the request, do not retry
   NOT_FOUND           SESSION_UNKNOWN      id or secret wrong, or the session ended: attach again
   UNAVAILABLE         SHUTTING_DOWN        vattd is about to stop: keep what is mapped, attach to the next one
+                      DRAINING             an operator has this vattd drained: no new requests, until it is resumed
   INTERNAL            INTERNAL             a bug of ours; the daemon goes on
   DATA_LOSS           DEVICE_LOST          the device is gone for vattd: nothing is lent any more
 Sizes are in bytes and counts in pages, as the names say. A field without "Unset:" is required.
@@ -69,6 +70,50 @@ HANDLE_KIND_SLAB_FD: HandleKind.ValueType  # 2
 page_id >> 40 is its number: pull the descriptor of any one page of a slab and use it for all.
 """
 Global___HandleKind: _TypeAlias = HandleKind  # noqa: Y015
+
+class _MinMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MinModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MinMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MIN_MODE_UNSPECIFIED: _MinMode.ValueType  # 0
+    MIN_MODE_SOFT: _MinMode.ValueType  # 1
+    """Lent to others, and asked back when its tenant wants it."""
+    MIN_MODE_HARD: _MinMode.ValueType  # 2
+    """Kept free, and backed with memory: nobody is waited for, and the others have less."""
+
+class MinMode(_MinMode, metaclass=_MinModeEnumTypeWrapper):
+    """What becomes of the part of a min that its tenant does not use."""
+
+MIN_MODE_UNSPECIFIED: MinMode.ValueType  # 0
+MIN_MODE_SOFT: MinMode.ValueType  # 1
+"""Lent to others, and asked back when its tenant wants it."""
+MIN_MODE_HARD: MinMode.ValueType  # 2
+"""Kept free, and backed with memory: nobody is waited for, and the others have less."""
+Global___MinMode: _TypeAlias = MinMode  # noqa: Y015
+
+class _ReclaimDepth:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReclaimDepthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReclaimDepth.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RECLAIM_DEPTH_UNSPECIFIED: _ReclaimDepth.ValueType  # 0
+    RECLAIM_DEPTH_IDLE: _ReclaimDepth.ValueType  # 1
+    """What no request uses: pages mapped nowhere, then those kept of finished requests."""
+    RECLAIM_DEPTH_RUNNING: _ReclaimDepth.ValueType  # 2
+    """Pages of running requests too: a promise to another tenant, a limit of this one, or an operator is behind it."""
+
+class ReclaimDepth(_ReclaimDepth, metaclass=_ReclaimDepthEnumTypeWrapper):
+    """How much a session should give up for a Reclaim. Each one includes those before it."""
+
+RECLAIM_DEPTH_UNSPECIFIED: ReclaimDepth.ValueType  # 0
+RECLAIM_DEPTH_IDLE: ReclaimDepth.ValueType  # 1
+"""What no request uses: pages mapped nowhere, then those kept of finished requests."""
+RECLAIM_DEPTH_RUNNING: ReclaimDepth.ValueType  # 2
+"""Pages of running requests too: a promise to another tenant, a limit of this one, or an operator is behind it."""
+Global___ReclaimDepth: _TypeAlias = ReclaimDepth  # noqa: Y015
 
 class _LeasePurpose:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -191,7 +236,7 @@ class AttachRequest(_message.Message):
     """From HandleWelcome; good once, for the process that received it, while its handle connection is open."""
     tenant: _builtins.str
     """1 to 63 characters: lower-case letters, digits, '-', '_' and '.', starting with a letter or a digit.
-    A tenant that nobody configured belongs to the user that first names it.
+    A tenant that nobody configured belongs to the user that first names it; else those may use it that it lists.
     """
     min_protocol_version: _builtins.int
     """The versions of this wire that the client speaks; vattd picks the highest that both do."""
@@ -228,21 +273,35 @@ class AttachResponse(_message.Message):
 
     ATTACHED_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
+    GUARANTEE_FIELD_NUMBER: _builtins.int
+    RECLAIM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attached(self) -> Global___Attached: ...
     @_builtins.property
     def notice(self) -> Global___Notice: ...
+    @_builtins.property
+    def guarantee(self) -> Global___Guarantee:
+        """What the tenant is guaranteed from now on; also told right after Attached. Only the last one is kept for a slow
+        reader.
+        """
+
+    @_builtins.property
+    def reclaim(self) -> Global___Reclaim:
+        """Pages are wanted back. Only the last one counts: it asks for all that is wanted now."""
+
     def __init__(
         self,
         *,
         attached: Global___Attached | None = ...,
         notice: Global___Notice | None = ...,
+        guarantee: Global___Guarantee | None = ...,
+        reclaim: Global___Reclaim | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "event", b"event", "notice", b"notice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "event", b"event", "guarantee", b"guarantee", "notice", b"notice", "reclaim", b"reclaim"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "event", b"event", "notice", b"notice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "event", b"event", "guarantee", b"guarantee", "notice", b"notice", "reclaim", b"reclaim"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attached", "notice"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["attached", "notice", "guarantee", "reclaim"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -312,6 +371,12 @@ class Notice(_message.Message):
         """vattd stops. Pages stay with the engine; a lease will fail until a vattd runs again."""
         KIND_DEVICE_LOST: Notice._Kind.ValueType  # 2
         """A sticky device error: leave the device."""
+        KIND_DRAINING: Notice._Kind.ValueType  # 3
+        """An operator has vattd drained: let running requests end, begin no others."""
+        KIND_RESUMED: Notice._Kind.ValueType  # 4
+        """The drain was called off."""
+        KIND_EVICTED: Notice._Kind.ValueType  # 5
+        """An operator asks this session to leave: give back what you can, no page is lent to it any more."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: Notice.Kind.ValueType  # 0
@@ -319,6 +384,12 @@ class Notice(_message.Message):
     """vattd stops. Pages stay with the engine; a lease will fail until a vattd runs again."""
     KIND_DEVICE_LOST: Notice.Kind.ValueType  # 2
     """A sticky device error: leave the device."""
+    KIND_DRAINING: Notice.Kind.ValueType  # 3
+    """An operator has vattd drained: let running requests end, begin no others."""
+    KIND_RESUMED: Notice.Kind.ValueType  # 4
+    """The drain was called off."""
+    KIND_EVICTED: Notice.Kind.ValueType  # 5
+    """An operator asks this session to leave: give back what you can, no page is lent to it any more."""
 
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
@@ -338,6 +409,125 @@ class Notice(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Notice: _TypeAlias = Notice  # noqa: Y015
+
+@_typing.final
+class Guarantee(_message.Message):
+    """What a tenant was promised, and how much it may have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    MIN_MODE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    min_bytes: _builtins.int
+    """Promised: the tenant can lease so much whatever others do. 0: nothing."""
+    max_bytes: _builtins.int
+    """The most it may lease. Unset: the whole pool."""
+    weight: _builtins.int
+    """Its share of what is left beyond all mins, beside the other tenants': 1 to 1000, 1 by default."""
+    min_mode: Global___MinMode.ValueType
+    revision: _builtins.int
+    """Of all tenants' guarantees; each change has the next number. 0: nobody ever set one."""
+    def __init__(
+        self,
+        *,
+        min_bytes: _builtins.int = ...,
+        max_bytes: _builtins.int | None = ...,
+        weight: _builtins.int = ...,
+        min_mode: Global___MinMode.ValueType = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "max_bytes", b"max_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "max_bytes", b"max_bytes", "min_bytes", b"min_bytes", "min_mode", b"min_mode", "revision", b"revision", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_bytes: _TypeAlias = _typing.Literal["max_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_bytes: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bytes) -> _WhichOneofReturnType__max_bytes | None: ...
+
+Global___Guarantee: _TypeAlias = Guarantee  # noqa: Y015
+
+@_typing.final
+class Reclaim(_message.Message):
+    """vattd asks a session for pages. It returns what it can by ReturnPages, then says so by AnswerReclaim.
+    A session that does not within the time is passed over, shown to the operator, and, where the operator chose so and
+    another tenant's promise is broken by it, killed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECLAIM_ID_FIELD_NUMBER: _builtins.int
+    PAGE_COUNT_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    WITHIN_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reclaim_id: _builtins.int
+    """Rises with every Reclaim of the session."""
+    page_count: _builtins.int
+    """All that is wanted back now; at most what the session leases."""
+    depth: Global___ReclaimDepth.ValueType
+    message: _builtins.str
+    """For people: why."""
+    @_builtins.property
+    def within(self) -> _duration_pb2.Duration:
+        """From when it was sent."""
+
+    def __init__(
+        self,
+        *,
+        reclaim_id: _builtins.int = ...,
+        page_count: _builtins.int = ...,
+        depth: Global___ReclaimDepth.ValueType = ...,
+        within: _duration_pb2.Duration | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["within", b"within"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "message", b"message", "page_count", b"page_count", "reclaim_id", b"reclaim_id", "within", b"within"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reclaim: _TypeAlias = Reclaim  # noqa: Y015
+
+@_typing.final
+class AnswerReclaimRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    RECLAIM_ID_FIELD_NUMBER: _builtins.int
+    reclaim_id: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___SessionKey: ...
+    def __init__(
+        self,
+        *,
+        key: Global___SessionKey | None = ...,
+        reclaim_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "reclaim_id", b"reclaim_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerReclaimRequest: _TypeAlias = AnswerReclaimRequest  # noqa: Y015
+
+@_typing.final
+class AnswerReclaimResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerReclaimResponse: _TypeAlias = AnswerReclaimResponse  # noqa: Y015
 
 @_typing.final
 class LeasePagesRequest(_message.Message):
@@ -768,6 +958,275 @@ class GetStatusResponse(_message.Message):
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 
 @_typing.final
+class ReserveRequest(_message.Message):
+    """What is set of these replaces what the tenant had; what is unset stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    MIN_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    MIN_MODE_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """As in AttachRequest."""
+    min_bytes: _builtins.int
+    max_bytes: _builtins.int
+    """0: without any max."""
+    weight: _builtins.int
+    min_mode: Global___MinMode.ValueType
+    """Unspecified: as before, soft at first."""
+    @_builtins.property
+    def access(self) -> Global___AccessList:
+        """Who may use the tenant. Unset: as before; at first whoever owns the tenant already, else the user that runs vattd."""
+
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long it holds, at least a second. Unset: until Unreserve."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        min_bytes: _builtins.int | None = ...,
+        max_bytes: _builtins.int | None = ...,
+        weight: _builtins.int | None = ...,
+        min_mode: Global___MinMode.ValueType = ...,
+        access: Global___AccessList | None = ...,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_min_bytes", b"_min_bytes", "_weight", b"_weight", "access", b"access", "duration", b"duration", "max_bytes", b"max_bytes", "min_bytes", b"min_bytes", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_min_bytes", b"_min_bytes", "_weight", b"_weight", "access", b"access", "duration", b"duration", "max_bytes", b"max_bytes", "min_bytes", b"min_bytes", "min_mode", b"min_mode", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_bytes: _TypeAlias = _typing.Literal["max_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_bytes: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__min_bytes: _TypeAlias = _typing.Literal["min_bytes"]  # noqa: Y015
+    _WhichOneofArgType__min_bytes: _TypeAlias = _typing.Literal["_min_bytes", b"_min_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bytes) -> _WhichOneofReturnType__max_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_bytes) -> _WhichOneofReturnType__min_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___ReserveRequest: _TypeAlias = ReserveRequest  # noqa: Y015
+
+@_typing.final
+class AccessList(_message.Message):
+    """Users and groups of this machine. A process may use the tenant if its uid, or any group of it, is listed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UIDS_FIELD_NUMBER: _builtins.int
+    GIDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def gids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        uids: _abc.Iterable[_builtins.int] | None = ...,
+        gids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gids", b"gids", "uids", b"uids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccessList: _TypeAlias = AccessList  # noqa: Y015
+
+@_typing.final
+class ReserveResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant(self) -> Global___Tenant: ...
+    def __init__(
+        self,
+        *,
+        tenant: Global___Tenant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveResponse: _TypeAlias = ReserveResponse  # noqa: Y015
+
+@_typing.final
+class UnreserveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnreserveRequest: _TypeAlias = UnreserveRequest  # noqa: Y015
+
+@_typing.final
+class UnreserveResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GUARANTEE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def guarantee(self) -> Global___Guarantee:
+        """What the tenant has now."""
+
+    def __init__(
+        self,
+        *,
+        guarantee: Global___Guarantee | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["guarantee", b"guarantee"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guarantee", b"guarantee"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnreserveResponse: _TypeAlias = UnreserveResponse  # noqa: Y015
+
+@_typing.final
+class ShrinkRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASK_SESSIONS_FIELD_NUMBER: _builtins.int
+    ask_sessions: _builtins.bool
+    """Also ask the sessions for their idle pages first, and wait a moment for them."""
+    def __init__(
+        self,
+        *,
+        ask_sessions: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_sessions", b"ask_sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShrinkRequest: _TypeAlias = ShrinkRequest  # noqa: Y015
+
+@_typing.final
+class ShrinkResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    """Given back to the device by this call."""
+    def __init__(
+        self,
+        *,
+        freed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShrinkResponse: _TypeAlias = ShrinkResponse  # noqa: Y015
+
+@_typing.final
+class EvictRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    KILL_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    kill: _builtins.bool
+    """SIGKILL to the session's process, by its pidfd, instead of asking."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        kill: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kill", b"kill", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvictRequest: _TypeAlias = EvictRequest  # noqa: Y015
+
+@_typing.final
+class EvictResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASED_BYTES_FIELD_NUMBER: _builtins.int
+    leased_bytes: _builtins.int
+    """What the session leases now: 0 once it is gone."""
+    def __init__(
+        self,
+        *,
+        leased_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leased_bytes", b"leased_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvictResponse: _TypeAlias = EvictResponse  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_FIELD_NUMBER: _builtins.int
+    resume: _builtins.bool
+    """Unset: begin. Set: end the drain, and lend again."""
+    def __init__(
+        self,
+        *,
+        resume: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume", b"resume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASED_BYTES_FIELD_NUMBER: _builtins.int
+    leased_bytes: _builtins.int
+    """What sessions lease now."""
+    def __init__(
+        self,
+        *,
+        leased_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leased_bytes", b"leased_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+
+@_typing.final
 class Daemon(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -780,7 +1239,7 @@ class Daemon(_message.Message):
     incarnation: _builtins.int
     pid: _builtins.int
     state: _builtins.str
-    """"serving", "shutting_down", "device_lost" or "broken" (a bug of ours: nothing is lent any more)."""
+    """"serving", "draining", "shutting_down", "device_lost" or "broken" (a bug of ours: nothing is lent any more)."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -870,6 +1329,10 @@ class Pool(_message.Message):
     CREATED_PAGES_TOTAL_FIELD_NUMBER: _builtins.int
     SCRUBBED_PAGES_TOTAL_FIELD_NUMBER: _builtins.int
     DESTROYED_PAGES_TOTAL_FIELD_NUMBER: _builtins.int
+    SHORTAGE_FIELD_NUMBER: _builtins.int
+    PROMISED_BYTES_FIELD_NUMBER: _builtins.int
+    KEPT_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    RECLAIMS_FIELD_NUMBER: _builtins.int
     page_size_bytes: _builtins.int
     min_bytes: _builtins.int
     max_bytes: _builtins.int
@@ -882,10 +1345,17 @@ class Pool(_message.Message):
     """What the pool has done since it started."""
     scrubbed_pages_total: _builtins.int
     destroyed_pages_total: _builtins.int
+    shortage: _builtins.str
+    """Why the device gives no memory now, used by other programs maybe. Empty: it does."""
+    promised_bytes: _builtins.int
+    """Of all tenants' mins; what of them is not used by their tenants and kept free (hard)."""
+    kept_free_bytes: _builtins.int
     @_builtins.property
     def pages_by_state(self) -> _containers.RepeatedCompositeFieldContainer[Global___PagesInState]:
         """Pages by state; their sum is max_bytes / page_size_bytes."""
 
+    @_builtins.property
+    def reclaims(self) -> Global___ReclaimCounts: ...
     def __init__(
         self,
         *,
@@ -899,14 +1369,55 @@ class Pool(_message.Message):
         created_pages_total: _builtins.int = ...,
         scrubbed_pages_total: _builtins.int = ...,
         destroyed_pages_total: _builtins.int = ...,
+        shortage: _builtins.str = ...,
+        promised_bytes: _builtins.int = ...,
+        kept_free_bytes: _builtins.int = ...,
+        reclaims: Global___ReclaimCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reclaims", b"reclaims"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_pages_total", b"created_pages_total", "destroyed_pages_total", b"destroyed_pages_total", "max_bytes", b"max_bytes", "min_bytes", b"min_bytes", "page_size_bytes", b"page_size_bytes", "pages_by_state", b"pages_by_state", "peak_leased_bytes", b"peak_leased_bytes", "peak_mapped_bytes", b"peak_mapped_bytes", "scrubbed_pages_total", b"scrubbed_pages_total", "waiting_pages", b"waiting_pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_pages_total", b"created_pages_total", "destroyed_pages_total", b"destroyed_pages_total", "kept_free_bytes", b"kept_free_bytes", "max_bytes", b"max_bytes", "min_bytes", b"min_bytes", "page_size_bytes", b"page_size_bytes", "pages_by_state", b"pages_by_state", "peak_leased_bytes", b"peak_leased_bytes", "peak_mapped_bytes", b"peak_mapped_bytes", "promised_bytes", b"promised_bytes", "reclaims", b"reclaims", "scrubbed_pages_total", b"scrubbed_pages_total", "shortage", b"shortage", "waiting_pages", b"waiting_pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class ReclaimCounts(_message.Message):
+    """Since vattd started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASKED_PAGES_TOTAL_FIELD_NUMBER: _builtins.int
+    ASKED_TOTAL_FIELD_NUMBER: _builtins.int
+    ANSWERED_TOTAL_FIELD_NUMBER: _builtins.int
+    IGNORED_TOTAL_FIELD_NUMBER: _builtins.int
+    KILLED_TOTAL_FIELD_NUMBER: _builtins.int
+    asked_pages_total: _builtins.int
+    """Pages asked of sessions, and how often."""
+    asked_total: _builtins.int
+    answered_total: _builtins.int
+    """Asks that were answered, or met by returns, in time."""
+    ignored_total: _builtins.int
+    """Asks whose time went by."""
+    killed_total: _builtins.int
+    """Sessions killed for a broken promise."""
+    def __init__(
+        self,
+        *,
+        asked_pages_total: _builtins.int = ...,
+        asked_total: _builtins.int = ...,
+        answered_total: _builtins.int = ...,
+        ignored_total: _builtins.int = ...,
+        killed_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_total", b"answered_total", "asked_pages_total", b"asked_pages_total", "asked_total", b"asked_total", "ignored_total", b"ignored_total", "killed_total", b"killed_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReclaimCounts: _TypeAlias = ReclaimCounts  # noqa: Y015
 
 @_typing.final
 class PagesInState(_message.Message):
@@ -944,21 +1455,55 @@ class Tenant(_message.Message):
     STATIC_RESERVATION_BYTES_FIELD_NUMBER: _builtins.int
     PAGED16_BYTES_FIELD_NUMBER: _builtins.int
     PAGED256_BYTES_FIELD_NUMBER: _builtins.int
+    GUARANTEE_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    PROMISE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    WAITING_BYTES_FIELD_NUMBER: _builtins.int
+    WAITING_LEASES_FIELD_NUMBER: _builtins.int
+    LONGEST_WAIT_FIELD_NUMBER: _builtins.int
+    WAITED_TOTAL_FIELD_NUMBER: _builtins.int
+    WAITED_TIME_TOTAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner_uid: _builtins.int
+    """Who first named it, or unset where `access` says who may use it."""
     session_count: _builtins.int
     leased_bytes: _builtins.int
     mapped_bytes: _builtins.int
-    """From here on sums over its sessions, by their own word: see ReportUsageRequest."""
+    """Sums over its sessions, by their own word: see ReportUsageRequest."""
     token_bytes: _builtins.int
     static_reservation_bytes: _builtins.int
     paged16_bytes: _builtins.int
     paged256_bytes: _builtins.int
+    source: _builtins.str
+    """"command", "config", or empty where nobody set a guarantee."""
+    waiting_bytes: _builtins.int
+    """What its leases that wait ask for, and how long the first of them has waited."""
+    waiting_leases: _builtins.int
+    waited_total: _builtins.int
+    """Leases that waited and were granted since vattd started, and how long they waited in all."""
+    @_builtins.property
+    def guarantee(self) -> Global___Guarantee:
+        """Unset: nobody configured or reserved anything for it."""
+
+    @_builtins.property
+    def access(self) -> Global___AccessList: ...
+    @_builtins.property
+    def promise(self) -> Global___Promise: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """When a reservation with a limited time ends."""
+
+    @_builtins.property
+    def longest_wait(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def waited_time_total(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        owner_uid: _builtins.int = ...,
+        owner_uid: _builtins.int | None = ...,
         session_count: _builtins.int = ...,
         leased_bytes: _builtins.int = ...,
         mapped_bytes: _builtins.int = ...,
@@ -966,14 +1511,90 @@ class Tenant(_message.Message):
         static_reservation_bytes: _builtins.int = ...,
         paged16_bytes: _builtins.int = ...,
         paged256_bytes: _builtins.int = ...,
+        guarantee: Global___Guarantee | None = ...,
+        access: Global___AccessList | None = ...,
+        promise: Global___Promise | None = ...,
+        source: _builtins.str = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        waiting_bytes: _builtins.int = ...,
+        waiting_leases: _builtins.int = ...,
+        longest_wait: _duration_pb2.Duration | None = ...,
+        waited_total: _builtins.int = ...,
+        waited_time_total: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_owner_uid", b"_owner_uid", "access", b"access", "guarantee", b"guarantee", "longest_wait", b"longest_wait", "owner_uid", b"owner_uid", "promise", b"promise", "until", b"until", "waited_time_total", b"waited_time_total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leased_bytes", b"leased_bytes", "mapped_bytes", b"mapped_bytes", "name", b"name", "owner_uid", b"owner_uid", "paged16_bytes", b"paged16_bytes", "paged256_bytes", b"paged256_bytes", "session_count", b"session_count", "static_reservation_bytes", b"static_reservation_bytes", "token_bytes", b"token_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_owner_uid", b"_owner_uid", "access", b"access", "guarantee", b"guarantee", "leased_bytes", b"leased_bytes", "longest_wait", b"longest_wait", "mapped_bytes", b"mapped_bytes", "name", b"name", "owner_uid", b"owner_uid", "paged16_bytes", b"paged16_bytes", "paged256_bytes", b"paged256_bytes", "promise", b"promise", "session_count", b"session_count", "source", b"source", "static_reservation_bytes", b"static_reservation_bytes", "token_bytes", b"token_bytes", "until", b"until", "waited_time_total", b"waited_time_total", "waited_total", b"waited_total", "waiting_bytes", b"waiting_bytes", "waiting_leases", b"waiting_leases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__owner_uid: _TypeAlias = _typing.Literal["owner_uid"]  # noqa: Y015
+    _WhichOneofArgType__owner_uid: _TypeAlias = _typing.Literal["_owner_uid", b"_owner_uid"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__owner_uid) -> _WhichOneofReturnType__owner_uid | None: ...
+
+Global___Tenant: _TypeAlias = Tenant  # noqa: Y015
+
+@_typing.final
+class Promise(_message.Message):
+    """How far a tenant's min is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Promise._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Promise._State.ValueType  # 0
+        STATE_HELD: Promise._State.ValueType  # 1
+        """All that the tenant asked for within its min it has; a hard min lies ready as a whole."""
+        STATE_PENDING: Promise._State.ValueType  # 2
+        """Others were asked to give back what is missing, and their time is not over."""
+        STATE_BROKEN: Promise._State.ValueType  # 3
+        """Their time is over."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: Promise.State.ValueType  # 0
+    STATE_HELD: Promise.State.ValueType  # 1
+    """All that the tenant asked for within its min it has; a hard min lies ready as a whole."""
+    STATE_PENDING: Promise.State.ValueType  # 2
+    """Others were asked to give back what is missing, and their time is not over."""
+    STATE_BROKEN: Promise.State.ValueType  # 3
+    """Their time is over."""
+
+    STATE_FIELD_NUMBER: _builtins.int
+    MISSING_BYTES_FIELD_NUMBER: _builtins.int
+    LENT_BYTES_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    BROKEN_BY_FIELD_NUMBER: _builtins.int
+    state: Global___Promise.State.ValueType
+    missing_bytes: _builtins.int
+    """Asked for within the min (of a hard one: all of it), and not there."""
+    lent_bytes: _builtins.int
+    """Of a soft min: what its tenant does not use and others have now."""
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """Pending: when the time of those who were asked is over."""
+
+    @_builtins.property
+    def broken_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Broken: the sessions that did not give back in time; "device" where its memory is used by other programs."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___Promise.State.ValueType = ...,
+        missing_bytes: _builtins.int = ...,
+        lent_bytes: _builtins.int = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        broken_by: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken_by", b"broken_by", "deadline", b"deadline", "lent_bytes", b"lent_bytes", "missing_bytes", b"missing_bytes", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Tenant: _TypeAlias = Tenant  # noqa: Y015
+Global___Promise: _TypeAlias = Promise  # noqa: Y015
 
 @_typing.final
 class Session(_message.Message):
@@ -992,13 +1613,16 @@ class Session(_message.Message):
     STATIC_RESERVATION_BYTES_FIELD_NUMBER: _builtins.int
     PAGED16_BYTES_FIELD_NUMBER: _builtins.int
     PAGED256_BYTES_FIELD_NUMBER: _builtins.int
+    ASKED_BACK_BYTES_FIELD_NUMBER: _builtins.int
+    ASKED_BACK_SINCE_FIELD_NUMBER: _builtins.int
+    ASKED_BACK_OVERDUE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     tenant: _builtins.str
     pid: _builtins.int
     uid: _builtins.int
     client_name: _builtins.str
     state: _builtins.str
-    """"attached" or "fenced"."""
+    """"attached", "fenced" or "evicted" (asked to leave)."""
     leased_bytes: _builtins.int
     mapped_bytes: _builtins.int
     """By the session's own word, as the figures after attach_time are: see ReportUsageRequest."""
@@ -1006,8 +1630,13 @@ class Session(_message.Message):
     static_reservation_bytes: _builtins.int
     paged16_bytes: _builtins.int
     paged256_bytes: _builtins.int
+    asked_back_bytes: _builtins.int
+    """What vattd asked back and did not get yet, since when, and whether the time for it is over."""
+    asked_back_overdue: _builtins.bool
     @_builtins.property
     def attach_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def asked_back_since(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
         *,
@@ -1024,10 +1653,13 @@ class Session(_message.Message):
         static_reservation_bytes: _builtins.int = ...,
         paged16_bytes: _builtins.int = ...,
         paged256_bytes: _builtins.int = ...,
+        asked_back_bytes: _builtins.int = ...,
+        asked_back_since: _duration_pb2.Duration | None = ...,
+        asked_back_overdue: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["asked_back_since", b"asked_back_since", "attach_time", b"attach_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "client_name", b"client_name", "leased_bytes", b"leased_bytes", "mapped_bytes", b"mapped_bytes", "paged16_bytes", b"paged16_bytes", "paged256_bytes", b"paged256_bytes", "pid", b"pid", "session_id", b"session_id", "state", b"state", "static_reservation_bytes", b"static_reservation_bytes", "tenant", b"tenant", "token_bytes", b"token_bytes", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_back_bytes", b"asked_back_bytes", "asked_back_overdue", b"asked_back_overdue", "asked_back_since", b"asked_back_since", "attach_time", b"attach_time", "client_name", b"client_name", "leased_bytes", b"leased_bytes", "mapped_bytes", b"mapped_bytes", "paged16_bytes", b"paged16_bytes", "paged256_bytes", b"paged256_bytes", "pid", b"pid", "session_id", b"session_id", "state", b"state", "static_reservation_bytes", b"static_reservation_bytes", "tenant", b"tenant", "token_bytes", b"token_bytes", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -55,6 +55,11 @@ class EngineServiceStub:
                 request_serializer=vatt_dot_v1_dot_vatt__pb2.ReturnPagesRequest.SerializeToString,
                 response_deserializer=vatt_dot_v1_dot_vatt__pb2.ReturnPagesResponse.FromString,
                 _registered_method=True)
+        self.AnswerReclaim = channel.unary_unary(
+                '/vatt.v1.EngineService/AnswerReclaim',
+                request_serializer=vatt_dot_v1_dot_vatt__pb2.AnswerReclaimRequest.SerializeToString,
+                response_deserializer=vatt_dot_v1_dot_vatt__pb2.AnswerReclaimResponse.FromString,
+                _registered_method=True)
         self.ReportUsage = channel.unary_unary(
                 '/vatt.v1.EngineService/ReportUsage',
                 request_serializer=vatt_dot_v1_dot_vatt__pb2.ReportUsageRequest.SerializeToString,
@@ -75,8 +80,8 @@ class EngineServiceServicer:
         """Opens a session, and stays open for as long as the engine wants it: vattd tells it things here.
         The first message is Attached. When the stream breaks and the process lives, the session is fenced: it keeps its
         pages and gets no new ones, until it re-attaches (see AttachRequest.resume).
-        Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant belongs to
-        another user), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions).
+        Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant is not this
+        user's), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,10 +90,15 @@ class EngineServiceServicer:
     def LeasePages(self, request, context):
         """Lends pages to a session. Idempotent per `request_id`: a repeat returns the first answer, less what has been
         returned or cancelled since.
-        Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
+        A tenant is lent up to its max; up to its min before all others. What is free beyond the mins goes to whoever asks,
+        and is waited for by weight and age. A GROW within the min that finds its pages lent to others is refused, but they
+        are asked back and kept for it for some seconds: retry.
+        Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; WAIT_HOPELESS: as POOL_EXHAUSTED,
+        and waiting does not help while other tenants hold what they were promised; LIMIT_EXCEEDED: more than may ever
         be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others; SYSTEM_LIMIT: a limit of vattd's
         process, named in the message), INTERNAL (DRIVER_ERROR: the driver refused, named in the message), FAILED_PRECONDITION
-        (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
+        (SESSION_FENCED: re-attach first; SESSION_EVICTED: an operator asked this session to leave), ABORTED
+        (LEASE_CANCELLED: CancelLease came before the answer).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,8 +122,17 @@ class EngineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AnswerReclaim(self, request, context):
+        """Says that the session has given back what it could for this Reclaim: vattd asks others for the rest. An answer to
+        one that was replaced meanwhile is a success without effect. Pages come back by ReturnPages, as ever, before it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportUsage(self, request, context):
-        """Says what the leased pages are used for, for status and metrics; vattd cannot see it. The last word wins.
+        """Says what the leased pages are used for, for status and metrics, and so that idle memory is reclaimed before memory
+        in use; vattd cannot see it. The last word wins.
         Never needed on the path of a step: send it from the background, a few times a second at most.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -149,6 +168,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.ReturnPages,
                     request_deserializer=vatt_dot_v1_dot_vatt__pb2.ReturnPagesRequest.FromString,
                     response_serializer=vatt_dot_v1_dot_vatt__pb2.ReturnPagesResponse.SerializeToString,
+            ),
+            'AnswerReclaim': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnswerReclaim,
+                    request_deserializer=vatt_dot_v1_dot_vatt__pb2.AnswerReclaimRequest.FromString,
+                    response_serializer=vatt_dot_v1_dot_vatt__pb2.AnswerReclaimResponse.SerializeToString,
             ),
             'ReportUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportUsage,
@@ -281,6 +305,33 @@ class EngineService:
             _registered_method=True)
 
     @staticmethod
+    def AnswerReclaim(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vatt.v1.EngineService/AnswerReclaim',
+            vatt_dot_v1_dot_vatt__pb2.AnswerReclaimRequest.SerializeToString,
+            vatt_dot_v1_dot_vatt__pb2.AnswerReclaimResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ReportUsage(request,
             target,
             options=(),
@@ -336,7 +387,7 @@ class EngineService:
 
 
 class AdminServiceStub:
-    """What operators see.
+    """What operators see and do. Each verb that changes something is written to the audit log.
     """
 
     def __init__(self, channel):
@@ -350,14 +401,80 @@ class AdminServiceStub:
                 request_serializer=vatt_dot_v1_dot_vatt__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=vatt_dot_v1_dot_vatt__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.Reserve = channel.unary_unary(
+                '/vatt.v1.AdminService/Reserve',
+                request_serializer=vatt_dot_v1_dot_vatt__pb2.ReserveRequest.SerializeToString,
+                response_deserializer=vatt_dot_v1_dot_vatt__pb2.ReserveResponse.FromString,
+                _registered_method=True)
+        self.Unreserve = channel.unary_unary(
+                '/vatt.v1.AdminService/Unreserve',
+                request_serializer=vatt_dot_v1_dot_vatt__pb2.UnreserveRequest.SerializeToString,
+                response_deserializer=vatt_dot_v1_dot_vatt__pb2.UnreserveResponse.FromString,
+                _registered_method=True)
+        self.Shrink = channel.unary_unary(
+                '/vatt.v1.AdminService/Shrink',
+                request_serializer=vatt_dot_v1_dot_vatt__pb2.ShrinkRequest.SerializeToString,
+                response_deserializer=vatt_dot_v1_dot_vatt__pb2.ShrinkResponse.FromString,
+                _registered_method=True)
+        self.Evict = channel.unary_unary(
+                '/vatt.v1.AdminService/Evict',
+                request_serializer=vatt_dot_v1_dot_vatt__pb2.EvictRequest.SerializeToString,
+                response_deserializer=vatt_dot_v1_dot_vatt__pb2.EvictResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/vatt.v1.AdminService/Drain',
+                request_serializer=vatt_dot_v1_dot_vatt__pb2.DrainRequest.SerializeToString,
+                response_deserializer=vatt_dot_v1_dot_vatt__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
-    """What operators see.
+    """What operators see and do. Each verb that changes something is written to the audit log.
     """
 
     def GetStatus(self, request, context):
         """Everything about this vattd at one instant: all numbers agree with each other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reserve(self, request, context):
+        """Sets a tenant's guarantee and who may use it: all of it at once, or an error and nothing. The tenant need not exist.
+        It holds until Unreserve or its time is over, also over restarts; attached sessions are told.
+        Errors: FAILED_PRECONDITION (OVERCOMMITTED: with the others' mins it would not fit the pool; the numbers say by how
+        much).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unreserve(self, request, context):
+        """Takes back what Reserve set: the tenant has what the configuration file says again, or no guarantee.
+        Errors: NOT_FOUND (TENANT_UNKNOWN: nothing was reserved for it).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Shrink(self, request, context):
+        """Gives idle memory back to the device at once: all but the pool's minimum and unused hard mins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evict(self, request, context):
+        """Asks a session for all its pages and lends it no more; or kills its process.
+        Errors: NOT_FOUND (SESSION_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Begins a drain: new sessions and new requests (ADMIT) are refused, running ones may grow, idle pages are asked back.
+        Or ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -371,6 +488,31 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=vatt_dot_v1_dot_vatt__pb2.GetStatusRequest.FromString,
                     response_serializer=vatt_dot_v1_dot_vatt__pb2.GetStatusResponse.SerializeToString,
             ),
+            'Reserve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reserve,
+                    request_deserializer=vatt_dot_v1_dot_vatt__pb2.ReserveRequest.FromString,
+                    response_serializer=vatt_dot_v1_dot_vatt__pb2.ReserveResponse.SerializeToString,
+            ),
+            'Unreserve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unreserve,
+                    request_deserializer=vatt_dot_v1_dot_vatt__pb2.UnreserveRequest.FromString,
+                    response_serializer=vatt_dot_v1_dot_vatt__pb2.UnreserveResponse.SerializeToString,
+            ),
+            'Shrink': grpc.unary_unary_rpc_method_handler(
+                    servicer.Shrink,
+                    request_deserializer=vatt_dot_v1_dot_vatt__pb2.ShrinkRequest.FromString,
+                    response_serializer=vatt_dot_v1_dot_vatt__pb2.ShrinkResponse.SerializeToString,
+            ),
+            'Evict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evict,
+                    request_deserializer=vatt_dot_v1_dot_vatt__pb2.EvictRequest.FromString,
+                    response_serializer=vatt_dot_v1_dot_vatt__pb2.EvictResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=vatt_dot_v1_dot_vatt__pb2.DrainRequest.FromString,
+                    response_serializer=vatt_dot_v1_dot_vatt__pb2.DrainResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'vatt.v1.AdminService', rpc_method_handlers)
@@ -380,7 +522,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """What operators see.
+    """What operators see and do. Each verb that changes something is written to the audit log.
     """
 
     @staticmethod
@@ -400,6 +542,141 @@ class AdminService:
             '/vatt.v1.AdminService/GetStatus',
             vatt_dot_v1_dot_vatt__pb2.GetStatusRequest.SerializeToString,
             vatt_dot_v1_dot_vatt__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reserve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vatt.v1.AdminService/Reserve',
+            vatt_dot_v1_dot_vatt__pb2.ReserveRequest.SerializeToString,
+            vatt_dot_v1_dot_vatt__pb2.ReserveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unreserve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vatt.v1.AdminService/Unreserve',
+            vatt_dot_v1_dot_vatt__pb2.UnreserveRequest.SerializeToString,
+            vatt_dot_v1_dot_vatt__pb2.UnreserveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Shrink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vatt.v1.AdminService/Shrink',
+            vatt_dot_v1_dot_vatt__pb2.ShrinkRequest.SerializeToString,
+            vatt_dot_v1_dot_vatt__pb2.ShrinkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vatt.v1.AdminService/Evict',
+            vatt_dot_v1_dot_vatt__pb2.EvictRequest.SerializeToString,
+            vatt_dot_v1_dot_vatt__pb2.EvictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vatt.v1.AdminService/Drain',
+            vatt_dot_v1_dot_vatt__pb2.DrainRequest.SerializeToString,
+            vatt_dot_v1_dot_vatt__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

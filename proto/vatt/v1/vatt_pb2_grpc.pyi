@@ -21,6 +21,7 @@ vatt.errors, and its numbers as metadata. Every method may answer:
   INVALID_ARGUMENT    INVALID_REQUEST      mend the request, do not retry
   NOT_FOUND           SESSION_UNKNOWN      id or secret wrong, or the session ended: attach again
   UNAVAILABLE         SHUTTING_DOWN        vattd is about to stop: keep what is mapped, attach to the next one
+                      DRAINING             an operator has this vattd drained: no new requests, until it is resumed
   INTERNAL            INTERNAL             a bug of ours; the daemon goes on
   DATA_LOSS           DEVICE_LOST          the device is gone for vattd: nothing is lent any more
 Sizes are in bytes and counts in pages, as the names say. A field without "Unset:" is required.
@@ -60,16 +61,21 @@ class EngineServiceStub:
     """Opens a session, and stays open for as long as the engine wants it: vattd tells it things here.
     The first message is Attached. When the stream breaks and the process lives, the session is fenced: it keeps its
     pages and gets no new ones, until it re-attaches (see AttachRequest.resume).
-    Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant belongs to
-    another user), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions).
+    Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant is not this
+    user's), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions).
     """
     LeasePages: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.LeasePagesRequest, _vatt_pb2.LeasePagesResponse]
     """Lends pages to a session. Idempotent per `request_id`: a repeat returns the first answer, less what has been
     returned or cancelled since.
-    Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
+    A tenant is lent up to its max; up to its min before all others. What is free beyond the mins goes to whoever asks,
+    and is waited for by weight and age. A GROW within the min that finds its pages lent to others is refused, but they
+    are asked back and kept for it for some seconds: retry.
+    Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; WAIT_HOPELESS: as POOL_EXHAUSTED,
+    and waiting does not help while other tenants hold what they were promised; LIMIT_EXCEEDED: more than may ever
     be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others; SYSTEM_LIMIT: a limit of vattd's
     process, named in the message), INTERNAL (DRIVER_ERROR: the driver refused, named in the message), FAILED_PRECONDITION
-    (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
+    (SESSION_FENCED: re-attach first; SESSION_EVICTED: an operator asked this session to leave), ABORTED
+    (LEASE_CANCELLED: CancelLease came before the answer).
     """
     CancelLease: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.CancelLeaseRequest, _vatt_pb2.CancelLeaseResponse]
     """Takes back a lease whose answer was lost: pages granted to `request_id` and not returned since come back, and if
@@ -81,8 +87,13 @@ class EngineServiceStub:
     A page that is not held under its generation (returned before, or never lent to this session) is a success
     without effect, so retrying is safe. All runs together name at most Attached.max_pages_per_lease pages.
     """
+    AnswerReclaim: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.AnswerReclaimRequest, _vatt_pb2.AnswerReclaimResponse]
+    """Says that the session has given back what it could for this Reclaim: vattd asks others for the rest. An answer to
+    one that was replaced meanwhile is a success without effect. Pages come back by ReturnPages, as ever, before it.
+    """
     ReportUsage: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.ReportUsageRequest, _vatt_pb2.ReportUsageResponse]
-    """Says what the leased pages are used for, for status and metrics; vattd cannot see it. The last word wins.
+    """Says what the leased pages are used for, for status and metrics, and so that idle memory is reclaimed before memory
+    in use; vattd cannot see it. The last word wins.
     Never needed on the path of a step: send it from the background, a few times a second at most.
     """
     Detach: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.DetachRequest, _vatt_pb2.DetachResponse]
@@ -97,16 +108,21 @@ class EngineServiceAsyncStub(EngineServiceStub):
     """Opens a session, and stays open for as long as the engine wants it: vattd tells it things here.
     The first message is Attached. When the stream breaks and the process lives, the session is fenced: it keeps its
     pages and gets no new ones, until it re-attaches (see AttachRequest.resume).
-    Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant belongs to
-    another user), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions).
+    Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant is not this
+    user's), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions).
     """
     LeasePages: _aio.UnaryUnaryMultiCallable[_vatt_pb2.LeasePagesRequest, _vatt_pb2.LeasePagesResponse]  # type: ignore[assignment]
     """Lends pages to a session. Idempotent per `request_id`: a repeat returns the first answer, less what has been
     returned or cancelled since.
-    Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
+    A tenant is lent up to its max; up to its min before all others. What is free beyond the mins goes to whoever asks,
+    and is waited for by weight and age. A GROW within the min that finds its pages lent to others is refused, but they
+    are asked back and kept for it for some seconds: retry.
+    Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; WAIT_HOPELESS: as POOL_EXHAUSTED,
+    and waiting does not help while other tenants hold what they were promised; LIMIT_EXCEEDED: more than may ever
     be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others; SYSTEM_LIMIT: a limit of vattd's
     process, named in the message), INTERNAL (DRIVER_ERROR: the driver refused, named in the message), FAILED_PRECONDITION
-    (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
+    (SESSION_FENCED: re-attach first; SESSION_EVICTED: an operator asked this session to leave), ABORTED
+    (LEASE_CANCELLED: CancelLease came before the answer).
     """
     CancelLease: _aio.UnaryUnaryMultiCallable[_vatt_pb2.CancelLeaseRequest, _vatt_pb2.CancelLeaseResponse]  # type: ignore[assignment]
     """Takes back a lease whose answer was lost: pages granted to `request_id` and not returned since come back, and if
@@ -118,8 +134,13 @@ class EngineServiceAsyncStub(EngineServiceStub):
     A page that is not held under its generation (returned before, or never lent to this session) is a success
     without effect, so retrying is safe. All runs together name at most Attached.max_pages_per_lease pages.
     """
+    AnswerReclaim: _aio.UnaryUnaryMultiCallable[_vatt_pb2.AnswerReclaimRequest, _vatt_pb2.AnswerReclaimResponse]  # type: ignore[assignment]
+    """Says that the session has given back what it could for this Reclaim: vattd asks others for the rest. An answer to
+    one that was replaced meanwhile is a success without effect. Pages come back by ReturnPages, as ever, before it.
+    """
     ReportUsage: _aio.UnaryUnaryMultiCallable[_vatt_pb2.ReportUsageRequest, _vatt_pb2.ReportUsageResponse]  # type: ignore[assignment]
-    """Says what the leased pages are used for, for status and metrics; vattd cannot see it. The last word wins.
+    """Says what the leased pages are used for, for status and metrics, and so that idle memory is reclaimed before memory
+    in use; vattd cannot see it. The last word wins.
     Never needed on the path of a step: send it from the background, a few times a second at most.
     """
     Detach: _aio.UnaryUnaryMultiCallable[_vatt_pb2.DetachRequest, _vatt_pb2.DetachResponse]  # type: ignore[assignment]
@@ -137,8 +158,8 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         """Opens a session, and stays open for as long as the engine wants it: vattd tells it things here.
         The first message is Attached. When the stream breaks and the process lives, the session is fenced: it keeps its
         pages and gets no new ones, until it re-attaches (see AttachRequest.resume).
-        Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant belongs to
-        another user), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions).
+        Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant is not this
+        user's), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions).
         """
 
     @_abc_1.abstractmethod
@@ -149,10 +170,15 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vatt_pb2.LeasePagesResponse, _abc.Awaitable[_vatt_pb2.LeasePagesResponse]]:
         """Lends pages to a session. Idempotent per `request_id`: a repeat returns the first answer, less what has been
         returned or cancelled since.
-        Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; LIMIT_EXCEEDED: more than may ever
+        A tenant is lent up to its max; up to its min before all others. What is free beyond the mins goes to whoever asks,
+        and is waited for by weight and age. A GROW within the min that finds its pages lent to others is refused, but they
+        are asked back and kept for it for some seconds: retry.
+        Errors: RESOURCE_EXHAUSTED (POOL_EXHAUSTED: free pages, then retry with backoff; WAIT_HOPELESS: as POOL_EXHAUSTED,
+        and waiting does not help while other tenants hold what they were promised; LIMIT_EXCEEDED: more than may ever
         be lent, do not retry; OUT_OF_MEMORY: the device itself is short, used by others; SYSTEM_LIMIT: a limit of vattd's
         process, named in the message), INTERNAL (DRIVER_ERROR: the driver refused, named in the message), FAILED_PRECONDITION
-        (SESSION_FENCED: re-attach first), ABORTED (LEASE_CANCELLED: CancelLease came before the answer).
+        (SESSION_FENCED: re-attach first; SESSION_EVICTED: an operator asked this session to leave), ABORTED
+        (LEASE_CANCELLED: CancelLease came before the answer).
         """
 
     @_abc_1.abstractmethod
@@ -178,12 +204,23 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def AnswerReclaim(
+        self,
+        request: _vatt_pb2.AnswerReclaimRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vatt_pb2.AnswerReclaimResponse, _abc.Awaitable[_vatt_pb2.AnswerReclaimResponse]]:
+        """Says that the session has given back what it could for this Reclaim: vattd asks others for the rest. An answer to
+        one that was replaced meanwhile is a success without effect. Pages come back by ReturnPages, as ever, before it.
+        """
+
+    @_abc_1.abstractmethod
     def ReportUsage(
         self,
         request: _vatt_pb2.ReportUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vatt_pb2.ReportUsageResponse, _abc.Awaitable[_vatt_pb2.ReportUsageResponse]]:
-        """Says what the leased pages are used for, for status and metrics; vattd cannot see it. The last word wins.
+        """Says what the leased pages are used for, for status and metrics, and so that idle memory is reclaimed before memory
+        in use; vattd cannot see it. The last word wins.
         Never needed on the path of a step: send it from the background, a few times a second at most.
         """
 
@@ -198,7 +235,7 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_EngineServiceServicer_to_server(servicer: EngineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class AdminServiceStub:
-    """What operators see."""
+    """What operators see and do. Each verb that changes something is written to the audit log."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -206,17 +243,57 @@ class AdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.GetStatusRequest, _vatt_pb2.GetStatusResponse]
     """Everything about this vattd at one instant: all numbers agree with each other."""
+    Reserve: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.ReserveRequest, _vatt_pb2.ReserveResponse]
+    """Sets a tenant's guarantee and who may use it: all of it at once, or an error and nothing. The tenant need not exist.
+    It holds until Unreserve or its time is over, also over restarts; attached sessions are told.
+    Errors: FAILED_PRECONDITION (OVERCOMMITTED: with the others' mins it would not fit the pool; the numbers say by how
+    much).
+    """
+    Unreserve: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.UnreserveRequest, _vatt_pb2.UnreserveResponse]
+    """Takes back what Reserve set: the tenant has what the configuration file says again, or no guarantee.
+    Errors: NOT_FOUND (TENANT_UNKNOWN: nothing was reserved for it).
+    """
+    Shrink: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.ShrinkRequest, _vatt_pb2.ShrinkResponse]
+    """Gives idle memory back to the device at once: all but the pool's minimum and unused hard mins."""
+    Evict: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.EvictRequest, _vatt_pb2.EvictResponse]
+    """Asks a session for all its pages and lends it no more; or kills its process.
+    Errors: NOT_FOUND (SESSION_UNKNOWN).
+    """
+    Drain: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.DrainRequest, _vatt_pb2.DrainResponse]
+    """Begins a drain: new sessions and new requests (ADMIT) are refused, running ones may grow, idle pages are asked back.
+    Or ends it.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """What operators see."""
+    """What operators see and do. Each verb that changes something is written to the audit log."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_vatt_pb2.GetStatusRequest, _vatt_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Everything about this vattd at one instant: all numbers agree with each other."""
+    Reserve: _aio.UnaryUnaryMultiCallable[_vatt_pb2.ReserveRequest, _vatt_pb2.ReserveResponse]  # type: ignore[assignment]
+    """Sets a tenant's guarantee and who may use it: all of it at once, or an error and nothing. The tenant need not exist.
+    It holds until Unreserve or its time is over, also over restarts; attached sessions are told.
+    Errors: FAILED_PRECONDITION (OVERCOMMITTED: with the others' mins it would not fit the pool; the numbers say by how
+    much).
+    """
+    Unreserve: _aio.UnaryUnaryMultiCallable[_vatt_pb2.UnreserveRequest, _vatt_pb2.UnreserveResponse]  # type: ignore[assignment]
+    """Takes back what Reserve set: the tenant has what the configuration file says again, or no guarantee.
+    Errors: NOT_FOUND (TENANT_UNKNOWN: nothing was reserved for it).
+    """
+    Shrink: _aio.UnaryUnaryMultiCallable[_vatt_pb2.ShrinkRequest, _vatt_pb2.ShrinkResponse]  # type: ignore[assignment]
+    """Gives idle memory back to the device at once: all but the pool's minimum and unused hard mins."""
+    Evict: _aio.UnaryUnaryMultiCallable[_vatt_pb2.EvictRequest, _vatt_pb2.EvictResponse]  # type: ignore[assignment]
+    """Asks a session for all its pages and lends it no more; or kills its process.
+    Errors: NOT_FOUND (SESSION_UNKNOWN).
+    """
+    Drain: _aio.UnaryUnaryMultiCallable[_vatt_pb2.DrainRequest, _vatt_pb2.DrainResponse]  # type: ignore[assignment]
+    """Begins a drain: new sessions and new requests (ADMIT) are refused, running ones may grow, idle pages are asked back.
+    Or ends it.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What operators see."""
+    """What operators see and do. Each verb that changes something is written to the audit log."""
 
     @_abc_1.abstractmethod
     def GetStatus(
@@ -225,5 +302,55 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vatt_pb2.GetStatusResponse, _abc.Awaitable[_vatt_pb2.GetStatusResponse]]:
         """Everything about this vattd at one instant: all numbers agree with each other."""
+
+    @_abc_1.abstractmethod
+    def Reserve(
+        self,
+        request: _vatt_pb2.ReserveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vatt_pb2.ReserveResponse, _abc.Awaitable[_vatt_pb2.ReserveResponse]]:
+        """Sets a tenant's guarantee and who may use it: all of it at once, or an error and nothing. The tenant need not exist.
+        It holds until Unreserve or its time is over, also over restarts; attached sessions are told.
+        Errors: FAILED_PRECONDITION (OVERCOMMITTED: with the others' mins it would not fit the pool; the numbers say by how
+        much).
+        """
+
+    @_abc_1.abstractmethod
+    def Unreserve(
+        self,
+        request: _vatt_pb2.UnreserveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vatt_pb2.UnreserveResponse, _abc.Awaitable[_vatt_pb2.UnreserveResponse]]:
+        """Takes back what Reserve set: the tenant has what the configuration file says again, or no guarantee.
+        Errors: NOT_FOUND (TENANT_UNKNOWN: nothing was reserved for it).
+        """
+
+    @_abc_1.abstractmethod
+    def Shrink(
+        self,
+        request: _vatt_pb2.ShrinkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vatt_pb2.ShrinkResponse, _abc.Awaitable[_vatt_pb2.ShrinkResponse]]:
+        """Gives idle memory back to the device at once: all but the pool's minimum and unused hard mins."""
+
+    @_abc_1.abstractmethod
+    def Evict(
+        self,
+        request: _vatt_pb2.EvictRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vatt_pb2.EvictResponse, _abc.Awaitable[_vatt_pb2.EvictResponse]]:
+        """Asks a session for all its pages and lends it no more; or kills its process.
+        Errors: NOT_FOUND (SESSION_UNKNOWN).
+        """
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _vatt_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vatt_pb2.DrainResponse, _abc.Awaitable[_vatt_pb2.DrainResponse]]:
+        """Begins a drain: new sessions and new requests (ADMIT) are refused, running ones may grow, idle pages are asked back.
+        Or ends it.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
