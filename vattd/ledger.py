@@ -5,13 +5,14 @@ Pure: it knows no driver, clock, socket or log. One event loop writes it. What i
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from vatt.errors import InvalidRequest, LeaseCancelled, LimitExceeded, PoolExhausted, SessionUnknown, TenantDenied
 from vatt.pages import Extent, LedgerBug, extents_of
 from vatt.usage import Usage
+from vattd.guarantee import NO_GUARANTEE, Access, Guarantee
 from vattd.snapshot import SessionView, Snapshot, TenantView
 from vattd.stock import Shelf, Stock
 
@@ -30,17 +31,30 @@ class PageRun:
 
 
 @dataclass(slots=True, eq=False)
-class _Tenant:
+class Tenant:
+    """A named budget. `access` is None until somebody configures it: then only its owner may use it."""
+
     name: str
     owner_uid: int
     shelf: Shelf
+    guarantee: Guarantee = NO_GUARANTEE
+    access: Access | None = None
     session_count: int = 0
+
+    @property
+    def held_pages(self) -> int:
+        """Leased by its sessions."""
+        return self.shelf.lent_pages
+
+    @property
+    def is_configured(self) -> bool:
+        return self.access is not None
 
 
 @dataclass(slots=True, eq=False)
 class _Session:
     session_id: str
-    tenant: _Tenant
+    tenant: Tenant
     generations: dict[int, int] = field(default_factory=dict)  # page id -> generation, for every page it holds
     leases: OrderedDict[str, tuple[PageRun, ...] | None] = field(default_factory=OrderedDict)  # None: cancelled
     usage: Usage = field(default_factory=Usage)  # its last word
@@ -63,20 +77,63 @@ class Ledger:
         self.page_size_bytes = page_size_bytes
         # The next vattd's generations begin later: 2**32 leases take longer than the second between incarnations.
         self._next_generation = incarnation << 32
-        self._tenants: dict[str, _Tenant] = {}
+        self._tenants: dict[str, Tenant] = {}
+        self._sessionless: dict[str, Tenant] = {}  # those of them without a session
+        self._promised: dict[str, Tenant] = {}  # those with a min
+        self._limited: dict[str, Tenant] = {}  # those with a max
         self._sessions: dict[str, _Session] = {}
         self._mapped_pages = 0
         self._peak_leased_pages = 0
         self._peak_mapped_pages = 0
 
-    def open_session(self, session_id: str, tenant: str, uid: int) -> None:
-        """Raises TenantDenied if the tenant is another user's, InvalidRequest if there are too many tenants."""
+    def configure(self, name: str, guarantee: Guarantee, access: Access) -> None:
+        """Set a tenant's guarantee and who may use it, whether it is there already or not; all mins fit the pool.
+
+        Raises InvalidRequest if there are too many tenants. Sessions stay, whoever may use the tenant from now on.
+        """
+        tenant = self._tenants.get(name) or self._open_tenant(name, min(access.uids, default=0))
+        self._set(tenant, guarantee, access)
+
+    def unconfigure(self, name: str) -> None:
+        """The tenant has no guarantee any more, and belongs to whom it belonged to."""
+        if name in self._tenants:
+            self._set(self._tenants[name], NO_GUARANTEE, None)
+
+    def _set(self, tenant: Tenant, guarantee: Guarantee, access: Access | None) -> None:
+        tenant.guarantee, tenant.access = guarantee, access
+        tenant.shelf.hard_pages = guarantee.hard_pages
+        for those, belongs in (
+            (self._promised, guarantee.min_pages > 0),
+            (self._limited, guarantee.max_pages is not None),
+        ):
+            those.pop(tenant.name, None)
+            if belongs:
+                those[tenant.name] = tenant
+
+    def tenants(self) -> list[Tenant]:
+        return list(self._tenants.values())
+
+    @property
+    def attached_count(self) -> int:
+        """How many tenants have a session."""
+        return len(self._tenants) - len(self._sessionless)
+
+    def tenant(self, name: str) -> Tenant | None:
+        return self._tenants.get(name)
+
+    def open_session(self, session_id: str, tenant: str, uid: int, gids: Iterable[int] = ()) -> None:
+        """Raises TenantDenied if the user may not use the tenant, InvalidRequest if there are too many tenants."""
         if session_id in self._sessions:
             raise LedgerBug(f"session {session_id} is open already")
         found = self._tenants.get(tenant) or self._open_tenant(tenant, uid)
-        if found.owner_uid != uid:
+        if found.access is not None and not found.access.allows(uid, gids):
+            raise TenantDenied(
+                f"tenant {tenant!r} is for {found.access}, not for uid {uid}: `vattctl reserve {tenant} --allow {uid}`"
+            )
+        if found.access is None and found.owner_uid != uid:
             raise TenantDenied(f"tenant {tenant!r} belongs to uid {found.owner_uid}, not to uid {uid}")
         found.session_count += 1
+        self._sessionless.pop(tenant, None)
         self._sessions[session_id] = _Session(session_id, found)
 
     def end_session(self, session_id: str, *, unmapped: bool) -> int:
@@ -90,9 +147,11 @@ class Ledger:
         if unmapped:
             self.stock.take_back(session.tenant.shelf, held)
         else:
-            self.stock.quarantine(held)
+            self.stock.quarantine(session.tenant.shelf, held)
         self._mapped_pages -= session.usage.mapped_pages
         session.tenant.session_count -= 1
+        if not session.tenant.session_count:
+            self._sessionless[session.tenant.name] = session.tenant
         del self._sessions[session_id]
         return len(session.generations)
 
@@ -107,9 +166,10 @@ class Ledger:
             return self._repeat(session, request_id)
         if not 1 <= min_page_count <= page_count:
             raise LedgerBug(f"not a lease: {page_count=} {min_page_count=}")
-        if min_page_count > self.stock.max_pages:
-            raise LimitExceeded(min_page_count, self.stock.max_pages)
-        shelf = session.tenant.shelf
+        tenant, shelf = session.tenant, session.tenant.shelf
+        limit = min(tenant.guarantee.max_pages or self.stock.max_pages, self.stock.max_pages)
+        if min_page_count > limit:
+            raise LimitExceeded(min_page_count, limit)
         if shelf.ready_pages < min_page_count:
             raise PoolExhausted(min_page_count, shelf.ready_pages)
         generation = self._next_generation
@@ -166,8 +226,42 @@ class Ledger:
         """Was this request answered, or cancelled, already?"""
         return request_id in self._session(session_id).leases
 
+    # As policy sees it
+
+    @property
+    def capacity_pages(self) -> int:
+        return self.stock.capacity_pages
+
+    @property
+    def limit_pages(self) -> int:
+        return self.stock.limit_pages
+
+    @property
+    def lent_pages(self) -> int:
+        return self.stock.lent_pages
+
+    def promised(self) -> Iterable[Tenant]:
+        """Tenants with a min."""
+        return self._promised.values()
+
+    def limited(self) -> Iterable[Tenant]:
+        """Tenants with a max."""
+        return self._limited.values()
+
+    def holding(self) -> Iterable[Tenant]:
+        """Tenants that hold pages."""
+        return [tenant for tenant in self._tenants.values() if tenant.held_pages]
+
+    def tenant_of(self, session_id: str) -> Tenant:
+        return self._session(session_id).tenant
+
+    # Shelves
+
     def shelf(self, session_id: str) -> Shelf:
         return self._session(session_id).tenant.shelf
+
+    def shelves(self) -> list[Shelf]:
+        return [tenant.shelf for tenant in self._tenants.values()]
 
     def attached_shelves(self) -> list[Shelf]:
         """Those of tenants with a session."""
@@ -175,26 +269,21 @@ class Ledger:
 
     def idle_shelves(self) -> list[Shelf]:
         """Those of tenants without one."""
-        return [tenant.shelf for tenant in self._idle_tenants()]
+        return [tenant.shelf for tenant in self._sessionless.values()]
 
     def forget_empty_tenants(self) -> list[int]:
-        """Forget tenants without a session and without a page. Returns the zones that nothing is left of."""
+        """Forget tenants without a session, a page and a guarantee. Returns the zones that nothing is left of."""
         zones = []
-        for tenant in self._idle_tenants():
-            if self.stock.is_bare(tenant.shelf):
-                del self._tenants[tenant.name]
+        for tenant in list(self._sessionless.values()):
+            if not tenant.is_configured and self.stock.is_bare(tenant.shelf):
+                del self._tenants[tenant.name], self._sessionless[tenant.name]
                 zones += self.stock.close_shelf(tenant.shelf)
         return zones
 
     def snapshot(self) -> Snapshot:
-        sessions = tuple(
-            SessionView(session.session_id, session.tenant.name, len(session.generations), session.usage)
-            for session in self._sessions.values()
-        )
-        leased: Counter[str] = Counter()
+        sessions = tuple(self.session_views())
         usage: defaultdict[str, Usage] = defaultdict(Usage)
         for view in sessions:
-            leased[view.tenant] += view.leased_pages
             usage[view.tenant] += view.usage
         return Snapshot(
             page_size_bytes=self.page_size_bytes,
@@ -206,11 +295,23 @@ class Ledger:
             scrubbed_pages_total=self.stock.scrubbed_total,
             destroyed_pages_total=self.stock.destroyed_total,
             tenants=tuple(
-                TenantView(tenant.name, tenant.owner_uid, tenant.session_count, leased[tenant.name], usage[tenant.name])
+                TenantView(
+                    name=tenant.name,
+                    owner_uid=tenant.owner_uid,
+                    access=tenant.access,
+                    guarantee=tenant.guarantee,
+                    session_count=tenant.session_count,
+                    leased_pages=tenant.held_pages,
+                    usage=usage[tenant.name],
+                )
                 for tenant in self._tenants.values()
             ),
             sessions=sessions,
         )
+
+    def session_views(self) -> Iterator[SessionView]:
+        for session in self._sessions.values():
+            yield SessionView(session.session_id, session.tenant.name, len(session.generations), session.usage)
 
     def _session(self, session_id: str) -> _Session:
         try:
@@ -218,13 +319,11 @@ class Ledger:
         except KeyError:
             raise SessionUnknown(f"no session {session_id!r}: attach again") from None
 
-    def _idle_tenants(self) -> list[_Tenant]:
-        return [tenant for tenant in self._tenants.values() if not tenant.session_count]
-
-    def _open_tenant(self, name: str, uid: int) -> _Tenant:
+    def _open_tenant(self, name: str, uid: int) -> Tenant:
         if len(self._tenants) >= MAX_TENANTS:
             raise InvalidRequest(f"there are {MAX_TENANTS} tenants already, the most there can be")
-        tenant = self._tenants[name] = _Tenant(name, uid, self.stock.open_shelf())
+        tenant = self._tenants[name] = Tenant(name, uid, self.stock.open_shelf())
+        self._sessionless[name] = tenant
         return tenant
 
     def _repeat(self, session: _Session, request_id: str) -> tuple[PageRun, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vatt.usage import Usage
+from vattd.guarantee import Access, Guarantee
 
 
 class PageState(enum.Enum):
@@ -26,6 +27,8 @@ class PageState(enum.Enum):
 class TenantView:
     name: str
     owner_uid: int
+    access: Access | None  # None: the owner alone
+    guarantee: Guarantee
     session_count: int
     leased_pages: int
     usage: Usage  # summed over its sessions

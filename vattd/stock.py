@@ -41,28 +41,39 @@ class Zone:
 
 @dataclass(slots=True, eq=False)
 class Shelf:
-    """One tenant's part of the stock: its zone, and the idle pages that hold its data."""
+    """One tenant's part of the stock: its zone, and the idle pages that hold its data.
+
+    `hard_pages` is the tenant's hard min: as far as it is not lent, idle pages are kept for it.
+    """
 
     zone: Zone
     dirty: FreeExtents = field(default_factory=FreeExtents)
+    lent_pages: int = 0
+    hard_pages: int = 0
 
     @property
     def ready_pages(self) -> int:
         """Pages that can be lent to the tenant this instant."""
         return self.dirty.page_count + self.zone.clean.page_count
 
+    @property
+    def kept_pages(self) -> int:
+        """Idle pages that nobody else may have."""
+        return max(0, self.hard_pages - self.lent_pages)
+
 
 class Stock:
     """Every page of the pool that is not lent, by state, and how many are.
 
     Invariant: each page is in one of the sets below, or lent, or unbacked (then it has no id); so `lent_pages` and the
-    sets never sum to more than `max_pages`. An operation that raises has changed nothing.
+    sets never sum to more than `max_pages`, and sum to `backed_pages`. An operation that raises has changed nothing.
     """
 
     def __init__(self, max_pages: int, *, shares_zone: bool) -> None:
         self.max_pages = max_pages
         self.shares_zone = shares_zone
-        self.lent_pages = 0
+        self.is_short = False  # the device gives no more memory now; the pool says so
+        self.lent_pages = self.backed_pages = 0  # backed: with memory, or on their way there or back
         self.created_total = self.scrubbed_total = self.destroyed_total = 0
         # The shared zone; else a zone for pages made ahead, which becomes that of the first tenant that comes.
         self._spare: Zone | None = Zone(0)
@@ -118,20 +129,24 @@ class Stock:
         run = shelf.dirty.take_run(page_count) or shelf.zone.clean.take_run(page_count)
         extents = [run] if run is not None else shelf.dirty.take(page_count)
         extents += shelf.zone.clean.take(page_count - page_count_of(extents))
-        self.lent_pages += page_count
+        self._note_lent(shelf, page_count)
         return extents
 
     def take_back(self, shelf: Shelf, extents: Iterable[Extent]) -> None:
         """Lent pages that nothing maps any more."""
         for extent in extents:
             shelf.dirty.give_back(extent)
-            self.lent_pages -= extent.page_count
+            self._note_lent(shelf, -extent.page_count)
 
-    def quarantine(self, extents: Iterable[Extent]) -> None:
+    def quarantine(self, shelf: Shelf, extents: Iterable[Extent]) -> None:
         """Lent pages whose holder died: a forked child may still reach them, so they are destroyed, not lent on."""
         for extent in extents:
             self._quarantined.give_back(extent)
-            self.lent_pages -= extent.page_count
+            self._note_lent(shelf, -extent.page_count)
+
+    def _note_lent(self, shelf: Shelf, page_count: int) -> None:
+        shelf.lent_pages += page_count
+        self.lent_pages += page_count
 
     # Creating
 
@@ -141,6 +156,7 @@ class Stock:
         page_count = min(page_count, self.unbacked_pages)
         if zone is None or page_count < 1:
             return []
+        self.backed_pages += page_count
         return _enter(self._creating, zone.take_ids(page_count))
 
     def finish_create(self, extent: Extent, *, clean: bool) -> None:
@@ -151,6 +167,7 @@ class Stock:
     def fail_create(self, extent: Extent) -> None:
         self._creating.remove(extent)
         self._zones[extent.zone].destroyed.give_back(extent)
+        self.backed_pages -= extent.page_count
 
     # Scrubbing
 
@@ -177,21 +194,29 @@ class Stock:
 
     # Destroying
 
-    def begin_destroy_idle(self, page_count: int, *, among: Iterable[Shelf]) -> list[Extent]:
-        """Up to `page_count` idle pages of these shelves only, from those with most of them first."""
+    def begin_destroy_idle(self, page_count: int, *, among: Iterable[Shelf], keep_pages: int = 0) -> list[Extent]:
+        """Up to `page_count` idle pages of these shelves only, from those with most of them first.
+
+        None that are kept for a hard min, and where tenants have zones of their own `keep_pages` stay on each shelf.
+        """
         chosen = sorted(among, key=lambda shelf: -shelf.ready_pages)
+        if self.shares_zone:
+            page_count = min(page_count, self.idle_pages - self.kept_pages)
         ids = {id(shelf) for shelf in chosen}
         used_by_others = {shelf.zone.number for shelf in self._shelves if id(shelf) not in ids}
         extents: list[Extent] = []
         for shelf in chosen:
-            if page_count_of(extents) == page_count:
-                break
-            clean = () if shelf.zone.number in used_by_others else (shelf.zone.clean,)
-            for source in (shelf.dirty, *clean):
-                extents += source.take(page_count - page_count_of(extents))
+            left = page_count - page_count_of(extents)
+            if not self.shares_zone:
+                left = min(left, shelf.ready_pages - max(keep_pages, shelf.kept_pages))
+            if left <= 0:
+                continue
+            dirty = shelf.dirty.take(left)
+            clean = [] if shelf.zone.number in used_by_others else shelf.zone.clean.take(left - page_count_of(dirty))
+            extents += [*dirty, *clean]
         if not used_by_others:  # nobody else could use what belongs to no tenant
             for source in (self._fresh, *((self._spare.clean,) if self._spare is not None else ())):
-                extents += source.take(page_count - page_count_of(extents))
+                extents += source.take(max(0, page_count - page_count_of(extents)))
         return _enter(self._destroying, extents)
 
     def begin_destroy_for(self, shelf: Shelf, page_count: int) -> list[Extent]:
@@ -209,6 +234,7 @@ class Stock:
         if not retire:
             self._zones[extent.zone].destroyed.give_back(extent)
         self.destroyed_total += extent.page_count
+        self.backed_pages -= extent.page_count
 
     def fail_destroy(self, extent: Extent) -> None:
         self._destroying.remove(extent)
@@ -218,12 +244,39 @@ class Stock:
 
     @property
     def unbacked_pages(self) -> int:
-        return self.pages_by_state[PageState.UNBACKED]
+        return self.max_pages - self.backed_pages
 
     @property
-    def backed_pages(self) -> int:
-        """Pages with memory behind them, or on their way there or back."""
-        return self.max_pages - self.unbacked_pages
+    def capacity_pages(self) -> int:
+        """What could be lent at one time: less than the limit while the device gives no more."""
+        most = self.backed_pages if self.is_short else self.max_pages
+        return most - self._broken.page_count
+
+    @property
+    def limit_pages(self) -> int:
+        """What could be lent at one time if the device gave all that the pool may take."""
+        return self.max_pages - self._broken.page_count
+
+    @property
+    def idle_pages(self) -> int:
+        """Backed and not lent, but for those that are being worked on."""
+        clean = sum(zone.clean.page_count for zone in self._zones.values())
+        return self._fresh.page_count + clean + sum(shelf.dirty.page_count for shelf in self._shelves)
+
+    @property
+    def kept_pages(self) -> int:
+        """Of all hard mins, what is not lent."""
+        return sum(shelf.kept_pages for shelf in self._shelves)
+
+    def unready_pages(self, shelf: Shelf) -> int:
+        """How many of the pages that are kept for this tenant are not ready to be lent yet.
+
+        Where tenants share a zone, a clean page can be kept for one of them only.
+        """
+        if not self.shares_zone:
+            return max(0, shelf.kept_pages - shelf.ready_pages)
+        needed = sum(max(0, other.kept_pages - other.dirty.page_count) for other in self._shelves if other.hard_pages)
+        return max(0, min(shelf.kept_pages - shelf.dirty.page_count, needed - shelf.zone.clean.page_count))
 
     def shelf_to_stock_up(self) -> Shelf | None:
         """Where to put pages made ahead of need: ahead of any tenant (None) while that can be, else a bare shelf."""

@@ -39,7 +39,9 @@ class Slice:
 class Workshop:
     """Creates, scrubs and destroys the pages of one stock. Belongs to the pool's one task.
 
-    `shortage` is why the device gave no memory the last time, None once it did; until `retry_s` it is not asked again.
+    `shortage` is why the device gave or scrubbed no memory the last time, None once it did. The stock is short from when
+    the device refused to make a page until it makes one, or has memory of ours back. Until `retry_s` it is not asked
+    again.
     """
 
     def __init__(self, stock: Stock, driver: PhysicalDriver, thread: DriverThread) -> None:
@@ -53,15 +55,12 @@ class Workshop:
         self.retry_s = 0.0
 
     def slice_for(self, shelf: Shelf, missing_pages: int, now_s: float) -> Slice | None:
-        """The quickest way to more ready pages on this shelf, or None if there is none."""
-        page_count, urgency = min(missing_pages, self._urgent_pages), Urgency.LEASE
-        return (
-            self._scrub(None, page_count, urgency, now_s)
-            or self._create(shelf, page_count, urgency, now_s)
-            or self._scrub(shelf, page_count, urgency, now_s)
-            or self._destroy(self._stock.begin_destroy_quarantined(page_count), urgency, died=True)
-            or self._destroy(self._stock.begin_destroy_for(shelf, page_count), urgency)
-        )
+        """The quickest way to more ready pages on this shelf, for a lease that waits; None if there is none."""
+        return self._make(shelf, min(missing_pages, self._urgent_pages), Urgency.LEASE, now_s)
+
+    def kept_slice(self, shelf: Shelf, missing_pages: int, now_s: float) -> Slice | None:
+        """The same, for pages that are to lie ready for a hard min."""
+        return self._make(shelf, min(missing_pages, self._background_pages), Urgency.BACKGROUND, now_s)
 
     def quarantine_slice(self) -> Slice | None:
         """The memory of the dead comes back."""
@@ -78,10 +77,17 @@ class Workshop:
         page_count = min(missing_pages, self._background_pages)
         return self._create(self._stock.shelf_to_stock_up(), page_count, Urgency.BACKGROUND, now_s)
 
-    def trim_slice(self, surplus_pages: int, idle: Iterable[Shelf]) -> Slice | None:
-        """Idle pages of tenants that have no session go back to the device."""
+    def probe_slice(self, shelf: Shelf | None, now_s: float) -> Slice | None:
+        """While the device gives no memory: ask it for one page, when it is time to."""
+        return self._create(shelf, 1, Urgency.BACKGROUND, now_s) if self._stock.is_short else None
+
+    def trim_slice(self, surplus_pages: int, shelves: Iterable[Shelf], keep_pages: int = 0) -> Slice | None:
+        """Idle pages of these tenants go back to the device; `keep_pages` stay with each."""
         page_count = min(surplus_pages, self._background_pages)
-        return self._destroy(self._stock.begin_destroy_idle(page_count, among=idle), Urgency.BACKGROUND)
+        if page_count <= 0:
+            return None
+        extents = self._stock.begin_destroy_idle(page_count, among=shelves, keep_pages=keep_pages)
+        return self._destroy(extents, Urgency.BACKGROUND)
 
     async def do(self, work: Slice, now: Callable[[], float]) -> None:
         """Make the slice's driver calls. What a failed call was for goes where `fail` says. Raises DeviceLost."""
@@ -97,6 +103,15 @@ class Workshop:
             else:
                 work.finish(extent)
                 self._succeeded(work)
+
+    def _make(self, shelf: Shelf, page_count: int, urgency: Urgency, now_s: float) -> Slice | None:
+        return (
+            self._scrub(None, page_count, urgency, now_s)
+            or self._create(shelf, page_count, urgency, now_s)
+            or self._scrub(shelf, page_count, urgency, now_s)
+            or self._destroy(self._stock.begin_destroy_quarantined(page_count), urgency, died=True)
+            or self._destroy(self._stock.begin_destroy_for(shelf, page_count), urgency)
+        )
 
     def _create(self, shelf: Shelf | None, page_count: int, urgency: Urgency, now_s: float) -> Slice | None:
         if now_s < self.retry_s:
@@ -135,10 +150,19 @@ class Workshop:
         if name != "destroy":
             self.shortage = error
             self.retry_s = now_s + RETRY_S
+        if name == "create":
+            self._stock.is_short = True
 
     def _succeeded(self, work: Slice) -> None:
-        if work.call.__name__ in self._failing:
-            log.info("%s works again", work.call.__name__)
-            self._failing.remove(work.call.__name__)
+        name = work.call.__name__
+        if name in self._failing:
+            log.info("%s works again", name)
+            self._failing.remove(name)
+        if name == "create":
+            self._stock.is_short = False
+        elif name == "destroy" and self._stock.is_short and "scrub" not in self._failing:
+            self._stock.is_short = False  # the device has that much at least
+            self._failing.discard("create")
+            self.retry_s = 0.0
         if not self._failing:
             self.shortage = None

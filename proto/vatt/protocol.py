@@ -12,6 +12,9 @@ MAX_MESSAGE_BYTES = 16 << 20
 # For each figure of a usage report: more than a process has addresses for, and sums of thousands still fit an int64.
 MAX_USAGE_BYTES = 1 << 48
 
+# Of a tenant's share beyond the mins, beside the others' (Guarantee.weight).
+MAX_WEIGHT = 1000
+
 # The kernel's SCM_MAX_FD.
 MAX_FDS_PER_PACKET = 253
 MAX_HANDLE_PACKET_BYTES = 16 << 10

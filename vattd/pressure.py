@@ -1,0 +1,164 @@
+"""What is missing for whom, and which sessions are to give it back.
+
+Pure: it reads the ledger and the policy, and keeps the asks.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from vatt.errors import SessionUnknown
+from vattd.guarantee import MinMode
+from vattd.ledger import Ledger, Tenant
+from vattd.policy import Policy
+from vattd.reclaim import Ask, Depth, Holder, Reason, Reclaims, Request
+from vattd.snapshot import SessionView
+
+
+class PromiseState(enum.Enum):
+    HELD = "held"  # all that the tenant asked for within its min it has; a hard min lies ready as a whole
+    PENDING = "pending"  # others were asked for what is missing, and their time is not over
+    BROKEN = "broken"  # their time is over
+
+
+@dataclass(frozen=True, slots=True)
+class PromiseView:
+    """How far a tenant's min is kept."""
+
+    state: PromiseState
+    missing_pages: int = 0
+    lent_pages: int = 0  # of a soft min: what its tenant does not use and others have
+    deadline_s: float | None = None
+    broken_by: tuple[str, ...] = ()  # sessions, or "device"
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """What follows from a look at everything: whom to tell what, whose silence to note, whom to kill."""
+
+    requests: list[Request]
+    ignored: list[Ask]
+    victim: Ask | None
+
+
+class Pressure:
+    """Asks sessions for what is missing.
+
+    For a promise, those above their min are asked as deep as it needs; for one that only waits its turn, idle pages
+    are asked for and nothing that a request uses; a tenant above its max is asked for what it has too much.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        policy: Policy,
+        reclaims: Reclaims,
+        listens: Callable[[str], bool],
+    ) -> None:
+        """`listens` says whether a session's stream is up, so that it can be told."""
+        self.reclaims = reclaims
+        self._ledger, self._policy, self._listens = ledger, policy, listens
+        self._killed: set[str] = set()
+
+    def review(self, now_s: float) -> Review:
+        reclaims = self.reclaims
+        ignored = reclaims.note_ignored(now_s)
+        gap = self._policy.promise_gap(now_s)
+        head = self._policy.head_gap(now_s)
+        over = {tenant.name: self._over_max(tenant) for tenant in self._ledger.limited() if self._over_max(tenant)}
+        if not (reclaims or reclaims.has_news or gap or head or over):
+            return Review([], ignored, None)
+        reclaims.want(Reason.PROMISE, gap, self._holders(self._above_min) if gap else (), now_s)
+        limit = self._holders(lambda tenant: over.get(tenant.name, 0)) if over else ()
+        reclaims.want(Reason.LIMIT, sum(over.values()), limit, now_s)
+        if head is None:
+            reclaims.drop(Reason.QUEUE)
+        else:
+            waits, missing = head
+            queue = self._holders(lambda t: t.held_pages if t is waits else self._above_min(t)) if missing else ()
+            reclaims.want(Reason.QUEUE, missing, queue, now_s)
+        victim = reclaims.to_kill(self._may_kill, now_s) if gap else None
+        if victim is not None:
+            self._killed.add(victim.session_id)
+            reclaims.counts.killed += 1
+        held = {view.session_id: view.leased_pages for view in self._ledger.session_views()}
+        return Review(reclaims.take_requests(held, now_s), ignored, victim)
+
+    def ask_all(self, depth: Depth, now_s: float) -> None:
+        """Ask every session for what it holds as deep as this, because an operator wants it."""
+        for holder in self._holders(lambda tenant: tenant.held_pages):
+            self._ask_by_hand(holder, depth, now_s)
+
+    def ask_one(self, session_id: str, depth: Depth, now_s: float) -> None:
+        for holder in self._holders(lambda tenant: tenant.held_pages):
+            if holder.session_id == session_id:
+                self._ask_by_hand(holder, depth, now_s)
+
+    def session_ended(self, session_id: str) -> None:
+        self.reclaims.ended(session_id)
+        self._killed.discard(session_id)
+
+    def promise_of(self, tenant: Tenant, now_s: float) -> PromiseView:
+        """How far the tenant's min is kept now."""
+        policy, guarantee = self._policy, tenant.guarantee
+        unused = max(0, guarantee.min_pages - policy.pages_of(tenant))
+        free_pages = policy.free_pages
+        lent = max(0, unused - max(0, free_pages)) if guarantee.mode is MinMode.SOFT else 0
+        missing = min(policy.set_aside(tenant, now_s), policy.promise_gap(now_s))
+        if not missing:
+            return PromiseView(PromiseState.HELD, lent_pages=lent)
+        deadline_s, late = self.reclaims.promise_state(now_s)
+        if deadline_s is not None:
+            return PromiseView(PromiseState.PENDING, missing, lent, deadline_s)
+        if not late and self._ledger.stock.is_short:
+            late = ["device"]
+        state = PromiseState.BROKEN if late else PromiseState.PENDING
+        return PromiseView(state, missing, lent, broken_by=tuple(late))
+
+    def next_change_s(self, now_s: float) -> float | None:
+        return self.reclaims.next_change_s(now_s)
+
+    def _ask_by_hand(self, holder: Holder, depth: Depth, now_s: float) -> None:
+        pages = holder.idle_pages if depth is Depth.IDLE else holder.held_pages
+        if holder.listens:
+            self.reclaims.want_all(holder, Reason.OPERATOR, depth, pages, now_s)
+
+    def _above_min(self, tenant: Tenant) -> int:
+        return max(0, tenant.held_pages - tenant.guarantee.min_pages)
+
+    def _over_max(self, tenant: Tenant) -> int:
+        most = tenant.guarantee.max_pages
+        return 0 if most is None else max(0, tenant.held_pages - most)
+
+    def _may_kill(self, session_id: str) -> bool:
+        try:
+            tenant = self._ledger.tenant_of(session_id)
+        except SessionUnknown:
+            return False
+        return session_id not in self._killed and self._above_min(tenant) > 0
+
+    def _holders(self, spare: Callable[[Tenant], int]) -> Iterable[Holder]:
+        """Sessions of tenants that have something to spare."""
+        return list(self._find_holders(spare))
+
+    def _find_holders(self, spare: Callable[[Tenant], int]) -> Iterator[Holder]:
+        for view in self._ledger.session_views():
+            tenant = self._ledger.tenant_of(view.session_id)
+            spare_pages = spare(tenant)
+            if view.leased_pages and spare_pages > 0:
+                yield Holder(
+                    session_id=view.session_id,
+                    tenant=tenant.name,
+                    weight=tenant.guarantee.weight,
+                    spare_pages=spare_pages,
+                    held_pages=view.leased_pages,
+                    idle_pages=self._idle_pages(view),
+                    listens=self._listens(view.session_id),
+                )
+
+    def _idle_pages(self, view: SessionView) -> int:
+        """By the session's own word, nothing uses these."""
+        used = -(-view.usage.token_bytes // self._ledger.page_size_bytes)
+        return max(0, view.leased_pages - used)

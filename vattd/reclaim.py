@@ -1,0 +1,318 @@
+"""Who was asked for pages back, how many, and what became of it.
+
+Pure: time is an argument. Of those above their min the ones furthest above it by weight are asked, idle pages first;
+who does not answer in time is passed over, and the next ones are asked.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+# Who answered that it has no more to give is asked again this much later.
+ASK_AGAIN_S = 0.5
+
+
+class Depth(enum.IntEnum):
+    """How much a session should give up; each one includes those before it."""
+
+    IDLE = 1  # what no request uses
+    RUNNING = 2  # pages of running requests too
+
+
+class Reason(enum.Enum):
+    """Why pages are asked back, with how deep they may be asked for."""
+
+    PROMISE = "another tenant's min is short"
+    LIMIT = "the tenant's max was lowered"
+    QUEUE = "others wait for pages"
+    OPERATOR = "an operator asks"
+
+    @property
+    def depth(self) -> Depth:
+        return Depth.IDLE if self is Reason.QUEUE else Depth.RUNNING
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A session that holds pages, as far as asking goes."""
+
+    session_id: str
+    tenant: str
+    weight: int
+    spare_pages: int  # what its tenant, with all its sessions, can be asked for: what it has above its min, say
+    held_pages: int
+    idle_pages: int  # by its word, nothing uses them
+    listens: bool  # its stream is up
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to tell a session: all that is wanted of it now."""
+
+    reclaim_id: int
+    session_id: str
+    page_count: int
+    depth: Depth
+    within_s: float
+    reason: Reason
+
+
+@dataclass(slots=True, eq=False)
+class Ask:
+    """Pages wanted of one session for one reason. It ends when they came, or when nobody wants them any more."""
+
+    session_id: str
+    reason: Reason
+    depth: Depth
+    page_count: int  # still wanted
+    asked_s: float  # since when something is wanted of it without a break
+    answer_by_s: float
+    reclaim_id: int = 0
+    answered_s: float | None = None  # when the session said that it has no more to give
+    was_ignored: bool = False
+
+    def is_live(self, now_s: float) -> bool:
+        """May pages still come by it?"""
+        return self.answered_s is None and now_s < self.answer_by_s
+
+
+@dataclass(slots=True)
+class ReclaimCounts:
+    """Since vattd started."""
+
+    asked_pages: int = 0
+    asked: int = 0
+    answered: int = 0
+    ignored: int = 0
+    killed: int = 0
+
+
+class Reclaims:
+    """The open asks.
+
+    Invariants: of one session at most one ask for each reason is open, for no more than it held; what is asked for a
+    reason, of sessions that may still answer, is never more than is missing for it.
+    """
+
+    def __init__(self, within_s: float, kill_after_s: float | None) -> None:
+        self.within_s, self._kill_after_s = within_s, kill_after_s
+        self.counts = ReclaimCounts()
+        self._asks: dict[tuple[str, Reason], Ask] = {}
+        self._last_id = 0
+        self._told: set[str] = set()  # sessions that must be told what is wanted of them now
+
+    def __bool__(self) -> bool:
+        return bool(self._asks)
+
+    @property
+    def has_news(self) -> bool:
+        """Is there a session to be told something?"""
+        return bool(self._told)
+
+    def of(self, session_id: str) -> list[Ask]:
+        return [self._asks[session_id, reason] for reason in Reason if (session_id, reason) in self._asks]
+
+    # What is wanted
+
+    def want(self, reason: Reason, page_count: int, holders: Iterable[Holder], now_s: float) -> None:
+        """Ask `holders` for so many pages in all, less what has been asked of them already: idle ones first.
+
+        With 0, nothing is wanted for this reason any more. Those above their min by most, by weight, give most.
+        """
+        if page_count <= 0:
+            self.drop(reason)
+            return
+        open_asks = {ask.session_id: ask for ask in self._asks.values() if ask.reason is reason}
+        missing = page_count - sum(ask.page_count for ask in open_asks.values() if ask.is_live(now_s))
+        if missing <= 0:
+            return
+        free = [
+            holder for holder in holders if holder.listens and self._may_ask(open_asks.get(holder.session_id), now_s)
+        ]
+        live = {session_id: ask.page_count for session_id, ask in open_asks.items() if ask.is_live(now_s)}
+        for session_id, (pages, depth) in _share_out(missing, reason, free, live).items():
+            self._ask(session_id, reason, pages, depth, now_s)
+
+    def want_all(self, holder: Holder, reason: Reason, depth: Depth, page_count: int, now_s: float) -> None:
+        """Ask one session for so many pages, whatever others are asked."""
+        if page_count > 0:
+            self._asks.pop((holder.session_id, reason), None)
+            self._ask(holder.session_id, reason, page_count, depth, now_s)
+
+    def drop(self, reason: Reason) -> None:
+        for key in [key for key in self._asks if key[1] is reason]:
+            del self._asks[key]
+
+    def take_requests(self, held_pages: Mapping[str, int], now_s: float) -> list[Request]:
+        """What sessions are to be told, once: the whole of what is wanted of them."""
+        requests = []
+        for session_id in sorted(self._told):
+            asks = [ask for ask in self.of(session_id) if ask.answered_s is None]
+            pages = min(sum(ask.page_count for ask in asks), held_pages.get(session_id, 0))
+            if pages:
+                self._last_id += 1
+                for ask in asks:
+                    ask.reclaim_id = self._last_id
+                deepest = max(asks, key=lambda ask: ask.depth)
+                within_s = max(0.0, min(ask.answer_by_s for ask in asks) - now_s)
+                requests.append(Request(self._last_id, session_id, pages, deepest.depth, within_s, deepest.reason))
+        self._told.clear()
+        return requests
+
+    # What came of it
+
+    def returned(self, session_id: str, page_count: int) -> None:
+        """A session returned pages. They are counted for the first reason that wants some."""
+        for ask in self.of(session_id):
+            part = min(page_count, ask.page_count)
+            ask.page_count -= part
+            page_count -= part
+            if not ask.page_count:
+                self._end(ask)
+
+    def answered(self, session_id: str, reclaim_id: int, now_s: float) -> None:
+        """A session says that it gave what it could. An old id says nothing of what was asked since."""
+        for ask in self.of(session_id):
+            if ask.reclaim_id and ask.reclaim_id <= reclaim_id and ask.answered_s is None:
+                ask.answered_s = now_s
+                if not ask.was_ignored:
+                    self.counts.answered += 1
+
+    def ended(self, session_id: str) -> None:
+        for ask in self.of(session_id):
+            del self._asks[ask.session_id, ask.reason]
+
+    def note_ignored(self, now_s: float) -> list[Ask]:
+        """Asks whose time went by without an answer, each once."""
+        ignored = [
+            ask
+            for ask in self._asks.values()
+            if not ask.was_ignored and ask.answered_s is None and now_s >= ask.answer_by_s
+        ]
+        for ask in ignored:
+            ask.was_ignored = True
+        self.counts.ignored += len(ignored)
+        return ignored
+
+    def to_kill(self, may_be_killed: Callable[[str], bool], now_s: float) -> Ask | None:
+        """Of those whose pages a promise waits for longer than the operator allows, the one that was asked first."""
+        if self._kill_after_s is None:
+            return None
+        late = [
+            ask
+            for ask in self._asks.values()
+            if ask.reason is Reason.PROMISE
+            and now_s - ask.asked_s >= self._kill_after_s
+            and may_be_killed(ask.session_id)
+        ]
+        return min(late, key=lambda ask: ask.asked_s, default=None)
+
+    def promise_state(self, now_s: float) -> tuple[float | None, list[str]]:
+        """Until when those asked for promised pages have time, and the sessions whose time for it is over."""
+        asks = [ask for ask in self._asks.values() if ask.reason is Reason.PROMISE]
+        late = sorted(ask.session_id for ask in asks if now_s >= ask.asked_s + self.within_s)
+        in_time_s = [ask.asked_s + self.within_s for ask in asks if now_s < ask.asked_s + self.within_s]
+        return max(in_time_s, default=None), late
+
+    def next_change_s(self, now_s: float) -> float | None:
+        """When something becomes overdue, may be asked again, or is to be killed for."""
+        times_s = []
+        for ask in self._asks.values():
+            times_s += [ask.answer_by_s, ask.asked_s + self.within_s]
+            if ask.answered_s is not None:
+                times_s.append(ask.answered_s + ASK_AGAIN_S)
+            if self._kill_after_s is not None and ask.reason is Reason.PROMISE:
+                times_s.append(ask.asked_s + self._kill_after_s)
+        return min((time_s for time_s in times_s if time_s > now_s), default=None)
+
+    # Inside
+
+    def _may_ask(self, ask: Ask | None, now_s: float) -> bool:
+        """Not who was asked and did not answer: pages will not come sooner by asking again."""
+        if ask is None or ask.is_live(now_s):
+            return True
+        return ask.answered_s is not None and now_s >= ask.answered_s + ASK_AGAIN_S
+
+    def _ask(self, session_id: str, reason: Reason, page_count: int, depth: Depth, now_s: float) -> None:
+        ask = self._asks.get((session_id, reason))
+        if ask is None:
+            ask = Ask(session_id, reason, depth, 0, now_s, now_s + self.within_s)
+            self._asks[session_id, reason] = ask
+        elif not ask.is_live(now_s):
+            ask.page_count, ask.answered_s, ask.was_ignored = 0, None, False
+            ask.answer_by_s = now_s + self.within_s
+        ask.page_count += page_count
+        ask.depth = max(ask.depth, depth)
+        self.counts.asked += 1
+        self.counts.asked_pages += page_count
+        self._told.add(session_id)
+
+    def _end(self, ask: Ask) -> None:
+        del self._asks[ask.session_id, ask.reason]
+        if ask.answered_s is None and not ask.was_ignored:
+            self.counts.answered += 1
+
+
+def _share_out(
+    missing: int, reason: Reason, holders: list[Holder], live: Mapping[str, int]
+) -> dict[str, tuple[int, Depth]]:
+    """Who gives how many of the missing pages: idle ones first, then, if the reason goes so deep, others.
+
+    `live` is what sessions were asked for already.
+    """
+    shares: dict[str, tuple[int, Depth]] = {}
+    for depth in (Depth.IDLE, Depth.RUNNING):
+        if depth > reason.depth or missing <= 0:
+            break
+        wanted = Counter(live)
+        wanted.update({session_id: pages for session_id, (pages, _) in shares.items()})
+        for session_id, pages in level(missing, holders, wanted, depth).items():
+            shares[session_id] = (shares.get(session_id, (0, depth))[0] + pages, depth)
+            missing -= pages
+    return shares
+
+
+def level(page_count: int, holders: Iterable[Holder], wanted: Mapping[str, int], depth: Depth) -> dict[str, int]:
+    """Up to `page_count` pages, by session, so that what tenants can spare, by weight, ends as level as can be.
+
+    `wanted` is what sessions are to give already.
+    """
+    tenants: dict[str, list[Holder]] = {}
+    for holder in holders:
+        tenants.setdefault(holder.tenant, []).append(holder)
+    rooms = {h.session_id: _room(h, wanted, depth) for those in tenants.values() for h in those}
+    spare, most, weight = {}, {}, {}
+    for name, those in tenants.items():
+        weight[name] = those[0].weight
+        spare[name] = max(0, those[0].spare_pages - sum(wanted.get(h.session_id, 0) for h in those))
+        most[name] = min(spare[name], sum(rooms[h.session_id] for h in those))
+    left = min(page_count, sum(most.values()))
+    # The level that all are taken down to, found by halving: the lower it is, the more is taken.
+    low, high = 0.0, max((spare[name] / weight[name] for name in tenants), default=0.0)
+    for _ in range(64):
+        middle = (low + high) / 2
+        taken = sum(_down_to(middle * weight[name], spare[name], most[name]) for name in tenants)
+        low, high = (middle, high) if taken >= left else (low, middle)
+    given: dict[str, int] = {}
+    for name in tenants:
+        share = min(left, _down_to(low * weight[name], spare[name], most[name]))
+        left -= share
+        for holder in sorted(tenants[name], key=lambda h: (-rooms[h.session_id], h.session_id)):
+            pages = min(share, rooms[holder.session_id])
+            share -= pages
+            if pages:
+                given[holder.session_id] = pages
+    return given
+
+
+def _room(holder: Holder, wanted: Mapping[str, int], depth: Depth) -> int:
+    most = holder.idle_pages if depth is Depth.IDLE else holder.held_pages
+    return max(0, most - wanted.get(holder.session_id, 0))
+
+
+def _down_to(level_pages: float, spare_pages: int, most_pages: int) -> int:
+    return min(most_pages, max(0, spare_pages - math.floor(level_pages)))
