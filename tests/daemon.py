@@ -33,6 +33,7 @@ class Vattd:
         # Not pytest's tmp_path: a socket's path must stay short.
         self.socket_dir = Path(tempfile.mkdtemp(prefix="vattd-"))
         self.log_path = self.socket_dir / "vattd.log"
+        self.state_dir = self.socket_dir / "state"  # where vattd keeps it by itself
         self._command = [sys.executable, "-m", "vattd", "start", "--socket-dir", str(self.socket_dir)]
         if device is not None:
             self._command += ["--gpu", device]

@@ -67,6 +67,7 @@ class RawEngine:
         self._request_ids = itertools.count(1)
         try:
             self.attached: pb.Attached = next(self.stream).attached
+            self.guarantee: pb.Guarantee = next(self.stream).guarantee
         except grpc.RpcError:
             self.close()
             raise

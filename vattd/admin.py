@@ -1,26 +1,58 @@
-"""The operator's edge: everything about this vattd at one instant."""
+"""The operator's edge: everything about this vattd at one instant, and the verbs that change something."""
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import os
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 
-from vatt.usage import Usage
+from vatt.errors import InvalidRequest
+from vatt.names import check_tenant_name
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattd import __version__
+from vattd.audit import AuditLog
+from vattd.guarantee import Access
+from vattd.ledger import Tenant
+from vattd.messages import (
+    access_message,
+    device_message,
+    duration,
+    guarantee_message,
+    memory_message,
+    mode_of,
+    promise_message,
+    put_usage,
+    reclaim_counts_message,
+    seconds,
+    timestamp,
+)
+from vattd.policy import Waiting
 from vattd.pool import Pool
-from vattd.service import Context, device_message, rpc
+from vattd.service import Context, rpc
 from vattd.sessions import EngineSession, Sessions
-from vattd.snapshot import SessionView, Snapshot
-from vattention.vmm.driver import DeviceMemory, PhysicalDriver
+from vattd.snapshot import SessionView, Snapshot, TenantView
+from vattd.tenant_book import Change, TenantBook
+from vattention.vmm.driver import PhysicalDriver
+
+# gRPC metadata: who types, by the client's own word.
+CALLER_KEY = "vatt-caller"
+MAX_CALLER = 200
+# How long sessions are waited for before a shrink: an idle one answers within a second.
+SHRINK_WAIT_S = 1.0
+MAX_DURATION_S = 10 * 365 * 86400.0
 
 
 class DaemonState(enum.Enum):
     SERVING = "serving"
+    DRAINING = "draining"
     SHUTTING_DOWN = "shutting_down"
     DEVICE_LOST = "device_lost"
     BROKEN = "broken"  # a bug of ours
@@ -36,43 +68,106 @@ class DaemonFacts:
 
 
 class AdminService(vatt_pb2_grpc.AdminServiceServicer):
-    """What operators see."""
+    """What operators see and do."""
 
-    def __init__(self, facts: DaemonFacts, sessions: Sessions, pool: Pool, driver: PhysicalDriver) -> None:
+    def __init__(
+        self,
+        facts: DaemonFacts,
+        sessions: Sessions,
+        pool: Pool,
+        driver: PhysicalDriver,
+        book: TenantBook,
+        audit: AuditLog,
+    ) -> None:
         self._facts, self._sessions, self.pool, self._driver = facts, sessions, pool, driver
+        self._book, self._audit = book, audit
 
     @rpc
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: N802
         memory = await self.pool.memory()
         snapshot = self.pool.ledger.snapshot()
-        page = snapshot.page_size_bytes
         views = {view.session_id: view for view in snapshot.sessions}
+        state = self._facts.state
+        if state is DaemonState.SERVING and self.pool.draining:
+            state = DaemonState.DRAINING
         return pb.GetStatusResponse(
             daemon=pb.Daemon(
                 version=__version__,
                 incarnation=self._facts.incarnation,
                 pid=os.getpid(),
-                start_time=_timestamp(self._facts.start_time_s),
-                state=self._facts.state.value,
+                start_time=timestamp(self._facts.start_time_s),
+                state=state.value,
             ),
             device=device_message(self._driver.device),
-            memory=_memory_message(memory),
+            memory=memory_message(memory),
             pool=self._pool_message(snapshot),
-            tenants=[
-                pb.Tenant(
-                    name=tenant.name,
-                    owner_uid=tenant.owner_uid,
-                    session_count=tenant.session_count,
-                    leased_bytes=tenant.leased_pages * page,
-                    **_usage_bytes(tenant.usage, page),
-                )
-                for tenant in snapshot.tenants
-            ],
-            sessions=[_session_message(session, views[session.session_id], page) for session in self._sessions],
+            tenants=[self._tenant_message(view) for view in snapshot.tenants],
+            sessions=[self._session_message(session, views[session.session_id]) for session in self._sessions],
         )
 
+    @rpc
+    async def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveResponse:  # noqa: N802
+        with self._audited("reserve", request, context):
+            self._book.reserve(request.tenant, _parse_change(request))
+        view = next(view for view in self.pool.ledger.snapshot().tenants if view.name == request.tenant)
+        return pb.ReserveResponse(tenant=self._tenant_message(view))
+
+    @rpc
+    async def Unreserve(self, request: pb.UnreserveRequest, context: Context) -> pb.UnreserveResponse:  # noqa: N802
+        with self._audited("unreserve", request, context):
+            check_tenant_name(request.tenant)
+            self._book.unreserve(request.tenant)
+        return pb.UnreserveResponse(guarantee=guarantee_of(self._book, request.tenant))
+
+    @rpc
+    async def Shrink(self, request: pb.ShrinkRequest, context: Context) -> pb.ShrinkResponse:  # noqa: N802
+        with self._audited("shrink", request, context):
+            if request.ask_sessions:
+                await self.pool.ask_idle_back(SHRINK_WAIT_S)
+            freed_pages = await self.pool.shrink()
+        return pb.ShrinkResponse(freed_bytes=freed_pages * self._page_size_bytes)
+
+    @rpc
+    async def Evict(self, request: pb.EvictRequest, context: Context) -> pb.EvictResponse:  # noqa: N802
+        with self._audited("evict", request, context):
+            session = self._sessions.get(request.session_id)
+            if request.kill:
+                self._sessions.kill(session.session_id, "an operator evicts it")
+            else:
+                self._sessions.evict(session)
+        held = {view.session_id: view.leased_pages for view in self.pool.ledger.session_views()}
+        return pb.EvictResponse(leased_bytes=held.get(request.session_id, 0) * self._page_size_bytes)
+
+    @rpc
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:  # noqa: N802
+        with self._audited("drain", request, context):
+            if self._facts.state is not DaemonState.SERVING:
+                raise InvalidRequest(f"vattd is {self._facts.state.value}: there is nothing to drain")
+            if request.resume:
+                self.pool.resume()
+                notice = pb.Notice(kind=pb.Notice.KIND_RESUMED, message="vattd takes new requests again")
+            else:
+                self.pool.drain()
+                text = "an operator has vattd drained: let running requests end, begin no others"
+                notice = pb.Notice(kind=pb.Notice.KIND_DRAINING, message=text)
+            self._sessions.tell_all(notice)
+        return pb.DrainResponse(leased_bytes=self.pool.ledger.lent_pages * self._page_size_bytes)
+
+    @property
+    def _page_size_bytes(self) -> int:
+        return self.pool.ledger.page_size_bytes
+
+    @contextmanager
+    def _audited(self, verb: str, request: Message, context: Context) -> Iterator[None]:
+        metadata = dict(context.invocation_metadata() or ())
+        caller = str(metadata.get(CALLER_KEY, "unknown"))[:MAX_CALLER]
+        arguments = MessageToDict(request, preserving_proto_field_name=True)
+        with self._audit.entry(verb, caller, arguments):
+            yield
+
     def _pool_message(self, snapshot: Snapshot) -> pb.Pool:
-        page = snapshot.page_size_bytes
+        page, ledger = snapshot.page_size_bytes, self.pool.ledger
+        shortage = self.pool.shortage
         return pb.Pool(
             page_size_bytes=page,
             min_bytes=self.pool.limits.min_bytes,
@@ -86,34 +181,99 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
             created_pages_total=snapshot.created_pages_total,
             scrubbed_pages_total=snapshot.scrubbed_pages_total,
             destroyed_pages_total=snapshot.destroyed_pages_total,
+            shortage="" if shortage is None else str(shortage),
+            promised_bytes=sum(tenant.guarantee.min_pages for tenant in ledger.promised()) * page,
+            kept_free_bytes=ledger.stock.kept_pages * page,
+            reclaims=reclaim_counts_message(self.pool.pressure.reclaims.counts),
         )
 
+    def _tenant_message(self, view: TenantView) -> pb.Tenant:
+        page, now_s = self._page_size_bytes, asyncio.get_running_loop().time()
+        tenant = self.pool.ledger.tenant(view.name)
+        queued = self.pool.policy.queued(tenant) if tenant is not None else []
+        message = pb.Tenant(
+            name=view.name,
+            session_count=view.session_count,
+            leased_bytes=view.leased_pages * page,
+            waiting_bytes=sum(entry.wish.page_count for entry in queued) * page,
+            waiting_leases=len(queued),
+            longest_wait=duration(_longest_wait_s(queued, now_s)),
+            waited_total=view.waits,
+            waited_time_total=duration(view.waited_s),
+        )
+        put_usage(message, view.usage, page)
+        found = self._book.in_force(view.name)
+        if found is None:
+            message.owner_uid = view.owner_uid
+            return message
+        reservation, source = found
+        message.source = source.value
+        message.guarantee.CopyFrom(guarantee_message(reservation, self._book.revision))
+        message.access.CopyFrom(access_message(reservation.access))
+        if reservation.until_s is not None:
+            message.until.CopyFrom(timestamp(reservation.until_s))
+        if tenant is not None and view.guarantee.min_pages:
+            message.promise.CopyFrom(self._promise_message(tenant, now_s))
+        return message
 
-def _timestamp(time_s: float) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromNanoseconds(int(time_s * 1e9))
-    return timestamp
+    def _promise_message(self, tenant: Tenant, now_s: float) -> pb.Promise:
+        view = self.pool.pressure.promise_of(tenant, now_s)
+        return promise_message(view, self._page_size_bytes, time.time(), now_s)
+
+    def _session_message(self, session: EngineSession, view: SessionView) -> pb.Session:
+        page, now_s = self._page_size_bytes, asyncio.get_running_loop().time()
+        asks = self.pool.pressure.reclaims.of(session.session_id)
+        message = pb.Session(
+            session_id=session.session_id,
+            tenant=session.tenant,
+            pid=session.peer.pid,
+            uid=session.peer.uid,
+            client_name=session.client_name,
+            state="fenced" if session.fenced else "evicted" if session.evicted else "attached",
+            leased_bytes=view.leased_pages * page,
+            attach_time=timestamp(session.attach_time_s),
+            asked_back_bytes=min(sum(ask.page_count for ask in asks), view.leased_pages) * page,
+            asked_back_overdue=any(ask.was_ignored for ask in asks),
+        )
+        put_usage(message, view.usage, page)
+        if asks:
+            message.asked_back_since.CopyFrom(duration(now_s - min(ask.asked_s for ask in asks)))
+        return message
 
 
-def _memory_message(memory: DeviceMemory) -> pb.DeviceMemory:
-    return pb.DeviceMemory(total_bytes=memory.total_bytes, free_bytes=memory.free_bytes, pages_bytes=memory.pages_bytes)
+def guarantee_of(book: TenantBook, tenant: str) -> pb.Guarantee:
+    """What a tenant has now, as its sessions are told."""
+    found = book.in_force(tenant)
+    return guarantee_message(found[0] if found is not None else None, book.revision)
 
 
-def _session_message(session: EngineSession, view: SessionView, page_size_bytes: int) -> pb.Session:
-    return pb.Session(
-        session_id=session.session_id,
-        tenant=session.tenant,
-        pid=session.peer.pid,
-        uid=session.peer.uid,
-        client_name=session.client_name,
-        state="fenced" if session.fenced else "attached",
-        leased_bytes=view.leased_pages * page_size_bytes,
-        attach_time=_timestamp(session.attach_time_s),
-        **_usage_bytes(view.usage, page_size_bytes),
+def _longest_wait_s(queued: list[Waiting], now_s: float) -> float:
+    return max((now_s - entry.since_s for entry in queued), default=0.0)
+
+
+def _parse_change(request: pb.ReserveRequest) -> Change:
+    """Raises InvalidRequest."""
+    if request.HasField("max_bytes") and request.max_bytes < 0:
+        raise InvalidRequest(f"a max is at least 1 byte, or 0 for none, not {request.max_bytes}")
+    if request.min_mode and mode_of(request.min_mode) is None:
+        raise InvalidRequest(f"min_mode {request.min_mode} is none that this vattd knows")
+    access = None
+    if request.HasField("access"):
+        ids = (*request.access.uids, *request.access.gids)
+        if any(not 0 <= number < 1 << 32 for number in ids):
+            raise InvalidRequest("the ids of users and groups are 0 to 4294967295")
+        access = Access(frozenset(request.access.uids), frozenset(request.access.gids))
+    until_s = None
+    if request.HasField("duration"):
+        length_s = seconds(request.duration)
+        if not 1 <= length_s <= MAX_DURATION_S:
+            raise InvalidRequest(f"a reservation holds for 1 s to {MAX_DURATION_S:.0f} s, not {length_s:g} s")
+        until_s = time.time() + length_s
+    return Change(
+        min_bytes=request.min_bytes if request.HasField("min_bytes") else None,
+        max_bytes=request.max_bytes if request.HasField("max_bytes") else None,
+        weight=request.weight if request.HasField("weight") else None,
+        mode=mode_of(request.min_mode),
+        access=access,
+        until_s=until_s,
     )
-
-
-def _usage_bytes(usage: Usage, page_size_bytes: int) -> dict[str, int]:
-    """As the fields of a Tenant and of a Session."""
-    fields = asdict(usage)
-    return {"mapped_bytes": fields.pop("mapped_pages") * page_size_bytes, **fields}

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import click
 
+from vatt.durations import parse_duration
 from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
 from vatt.sockets import Sockets, default_socket_dir, find_daemon, make_directory, search_dirs
 from vattd import __version__
@@ -25,16 +26,30 @@ from vattd.config import (
     DEFAULT_HUGE_POOL_MAX,
     DEFAULT_METRICS_ADDRESS,
     Config,
+    default_state_dir,
     parse_address,
     parse_page_size,
 )
 from vattd.peer import peer_of
+from vattd.policy import Timing
 from vattd.ready import ReadyPipe
+from vattd.rules import PoolRules
 from vattention.vmm import device_uuid
 
 EXIT_REFUSED = 1
 EXIT_UNREACHABLE = 3
 STOP_WITHIN_S = 10.0
+
+
+class Duration(click.ParamType[float]):
+    name = "time"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return value if isinstance(value, float) else parse_duration(value)
+        except InvalidRequest as error:
+            self.fail(str(error), param, ctx)
+
 
 _gpu = click.option(
     "--gpu",
@@ -83,7 +98,50 @@ def vattd() -> None:
     help="Host only: take the kernel's 2 MiB pages, set aside with `sysctl -w vm.nr_hugepages=N`. A page is 2MiB then, "
     "or 4MiB.",
 )
+@click.option(
+    "--config",
+    "tenants_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A TOML file of tenants that exist from the start: see below.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where reservations and the audit log are kept over restarts.  [default: beside the sockets where "
+    "--socket-dir says where those are, else /var/lib/vattd for root, else the user's state directory]",
+)
 @_socket_dir
+@click.option(
+    "--reclaim-within",
+    metavar="TIME",
+    type=Duration(),
+    default="1s",
+    show_default=True,
+    help="How long a session has to give pages back before it counts as overdue.",
+)
+@click.option(
+    "--reclaim-kill-after",
+    metavar="TIME",
+    type=Duration(),
+    help="Kill (SIGKILL) a session by which another tenant's min is broken for so long, the longest asked first, and "
+    "never one of a tenant within its own min.  [default: never]",
+)
+@click.option(
+    "--head-hold",
+    metavar="TIME",
+    type=Duration(),
+    default="5s",
+    show_default=True,
+    help="How long free pages are gathered for the first in the queue before others may pass; 0: not at all.",
+)
+@click.option(
+    "--idle-after",
+    metavar="TIME",
+    type=Duration(),
+    default="30s",
+    show_default=True,
+    help="Pages that nobody needed for so long go back to the device.",
+)
 @click.option(
     "--metrics-address",
     metavar="HOST:PORT|off",
@@ -101,7 +159,13 @@ def start(
     headroom: str,
     page_size: str | None,
     huge_pages: bool,
+    tenants_path: Path | None,
+    state_dir: Path | None,
     socket_dir: Path | None,
+    reclaim_within: float,
+    reclaim_kill_after: float | None,
+    head_hold: float,
+    idle_after: float,
     metrics_address: str,
     detach: bool,
     ready_fd: int | None,
@@ -116,7 +180,18 @@ def start(
       vattd start                        GPU 0, or host memory where there is none
       vattd start --gpu 1 --pool-max 60%
       vattd start --gpu host --pool-max 4GiB --page-size 64KiB --detach
+      vattd start --config tenants.toml --reclaim-kill-after 30s
+
+    \b
+    A configuration file:
+      [tenants.chat]
+      min = "8GiB"          # a promise; or a part of the pool: "25%"
+      max = "40GiB"         # left out: the whole pool
+      weight = 2            # left out: 1
+      hard = true           # left out: the unused part of the min is lent to others
+      allow = ["alice", 1001, "@staff"]  # left out: the user that runs vattd
     """
+    state_dir = (state_dir or default_state_dir(socket_dir, os.environ)).absolute()
     socket_dir = (socket_dir or default_socket_dir(os.environ)).absolute()
     ready = ReadyPipe(ready_fd)
     try:
@@ -128,6 +203,14 @@ def start(
             page_size_bytes=parse_page_size(page_size),
             huge_pages=huge_pages,
             socket_dir=socket_dir,
+            state_dir=state_dir,
+            tenants_path=tenants_path,
+            rules=PoolRules(
+                timing=Timing(head_hold_s=head_hold),
+                reclaim_within_s=reclaim_within,
+                kill_after_s=reclaim_kill_after,
+                idle_after_s=idle_after,
+            ),
             metrics_address=parse_address(metrics_address),
             exit_with_parent=exit_with_parent,
         )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vatt.errors import InvalidRequest
 from vatt.sizes import parse_size, parse_size_or_percent
+from vatt.sockets import SOCKET_DIR_VARIABLE
+from vattd.rules import PoolRules
 
 DEFAULT_POOL_MAX = {"cuda": "90%", "host": "50%"}
 DEFAULT_HUGE_POOL_MAX = "100%"  # of the huge pages, which are set aside for this
@@ -45,6 +49,18 @@ def parse_address(text: str) -> Address | None:
     return Address(host, int(port))
 
 
+def default_state_dir(socket_dir: Path | None, environ: Mapping[str, str]) -> Path:
+    """What must survive a restart: beside the sockets where they have a chosen place, so that two vattd never share it;
+    else in the system's place for root, or the user's."""
+    chosen = socket_dir or environ.get(SOCKET_DIR_VARIABLE)
+    if chosen:
+        return Path(chosen) / "state"
+    if os.geteuid() == 0:
+        return Path("/var/lib/vattd")
+    home = environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "vattd"
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """Checked as far as can be without the device: percentages are of its memory, known later."""
@@ -53,11 +69,14 @@ class Config:
     pool_min: str
     pool_max: str | None  # None: the backend's default
     headroom: str
+    state_dir: Path
     page_size_bytes: int | None  # None: the backend's default
     socket_dir: Path
     metrics_address: Address | None
     huge_pages: bool = False  # the host's; which sizes a page may have then, the driver says
     exit_with_parent: bool = False
+    tenants_path: Path | None = None
+    rules: PoolRules = field(default_factory=PoolRules)
 
     def __post_init__(self) -> None:
         for text in (self.pool_min, self.pool_max, self.headroom):

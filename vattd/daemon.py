@@ -20,10 +20,11 @@ from grpc_reflection.v1alpha import reflection
 from vatt.errors import DeviceLost, InvalidRequest, ShuttingDown
 from vatt.protocol import MAX_MESSAGE_BYTES
 from vatt.sizes import format_size, parse_size_or_percent
-from vatt.sockets import Sockets, make_directory
+from vatt.sockets import Sockets, make_directory, make_private_directory
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
-from vattd.admin import AdminService, DaemonFacts, DaemonState
+from vattd.admin import AdminService, DaemonFacts, DaemonState, guarantee_of
+from vattd.audit import AuditLog
 from vattd.config import DEFAULT_POOL_MAX, Config
 from vattd.device_lock import DeviceLock
 from vattd.driver_thread import DriverThread
@@ -34,7 +35,10 @@ from vattd.pool import Pool, PoolLimits
 from vattd.ready import ReadyPipe
 from vattd.service import EngineService
 from vattd.sessions import Sessions
+from vattd.state_file import StateFile
 from vattd.stock import Stock
+from vattd.tenant_book import TenantBook
+from vattd.tenant_config import read_tenants
 from vattention.vmm import default_device, host_page_size_bytes, open_physical
 from vattention.vmm.driver import PhysicalDriver
 from vattention.vmm.limits import raise_nofile_to_hard
@@ -45,6 +49,8 @@ EXIT_DEVICE_LOST = 4
 EXIT_BUG = 70
 # Streams end when their mailboxes close; whoever is still under way then has this long.
 STOP_GRACE_S = 1.0
+# At least so often it is looked whether a reservation's time is over: the wall clock may be set.
+LOOK_AT_RESERVATIONS_S = 1.0
 GRPC_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -75,11 +81,17 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
             sessions.tell_all(pb.Notice(kind=pb.Notice.KIND_DEVICE_LOST, message=str(error)))
             finish(EXIT_DEVICE_LOST if isinstance(error, DeviceLost) else EXIT_BUG)
 
-        pool = Pool(ledger, driver, thread, limits, broken)
-        sessions = Sessions(pool, facts.incarnation)
+        pool = Pool(ledger, driver, thread, limits, broken, config.rules)
+        sessions = Sessions(pool, facts.incarnation, lambda tenant: guarantee_of(book, tenant))
+        pool.engines = sessions
+        book = _open_book(config, driver, pool, sessions)
+        audit = AuditLog(config.state_dir / f"{driver.device.uuid}.audit.jsonl")
         stack.push_async_callback(_cancel, loop.create_task(pool.run()))
-        await _serve_sockets(stack, sockets, sessions, pool, driver, facts)
-        metrics = _serve_metrics(stack, config, PoolCollector(loop, ledger.snapshot, driver.device))
+        stack.push_async_callback(_cancel, loop.create_task(_end_reservations(book)))
+        engine = EngineService(sessions, pool, driver, facts.incarnation)
+        admin = AdminService(facts, sessions, pool, driver, book, audit)
+        await _serve_sockets(stack, sockets, sessions, engine, admin)
+        metrics = _serve_metrics(stack, config, PoolCollector(loop, pool, driver.device))
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, finish, 0)
@@ -136,17 +148,28 @@ def _take_device(config: Config, stack: AsyncExitStack) -> tuple[PhysicalDriver,
     return driver, sockets, DaemonFacts(lock.incarnation(now_s), now_s)
 
 
+def _open_book(config: Config, driver: PhysicalDriver, pool: Pool, sessions: Sessions) -> TenantBook:
+    """Reservations and configured tenants, in force. Raises InvalidRequest, Overcommitted."""
+    make_private_directory(config.state_dir)
+    pool_bytes, own_uid = pool.ledger.stock.max_pages * driver.page_size_bytes, os.geteuid()
+    configured = read_tenants(config.tenants_path, pool_bytes, own_uid) if config.tenants_path is not None else {}
+    state_file = StateFile(config.state_dir / f"{driver.device.uuid}.tenants.json")
+    return TenantBook(pool, state_file, configured, own_uid, sessions.tell_tenant)
+
+
+async def _end_reservations(book: TenantBook) -> None:
+    """Have reservations with a limited time end when it is over."""
+    while True:
+        end_s = book.next_end_s()
+        left_s = LOOK_AT_RESERVATIONS_S if end_s is None else end_s - time.time()
+        await asyncio.sleep(min(max(0.01, left_s), LOOK_AT_RESERVATIONS_S))
+        book.expire(time.time())
+
+
 async def _serve_sockets(
-    stack: AsyncExitStack,
-    sockets: Sockets,
-    sessions: Sessions,
-    pool: Pool,
-    driver: PhysicalDriver,
-    facts: DaemonFacts,
+    stack: AsyncExitStack, sockets: Sockets, sessions: Sessions, engine: EngineService, admin: AdminService
 ) -> None:
     """All three doors. Any user may knock at the engines' two, since the handle socket sees who it is."""
-    engine = EngineService(sessions, pool, driver, facts.incarnation)
-    admin = AdminService(facts, sessions, pool, driver)
     with _umask(0o111):
         stack.callback(HandleServer(sockets.handles, sessions).close)
         server = grpc.aio.server(options=GRPC_OPTIONS)

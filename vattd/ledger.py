@@ -40,6 +40,8 @@ class Tenant:
     guarantee: Guarantee = NO_GUARANTEE
     access: Access | None = None
     session_count: int = 0
+    waits: int = 0  # leases that waited and were granted
+    waited_s: float = 0.0  # and how long they did in all
 
     @property
     def held_pages(self) -> int:
@@ -218,6 +220,12 @@ class Ledger:
         self._peak_mapped_pages = max(self._peak_mapped_pages, self._mapped_pages)
         session.usage = usage
 
+    def note_wait(self, session_id: str, waited_s: float) -> None:
+        """A lease of this session waited so long, and was granted."""
+        tenant = self.tenant_of(session_id)
+        tenant.waits += 1
+        tenant.waited_s += waited_s
+
     def holds(self, session_id: str, run: PageRun) -> bool:
         """Does the session hold every page of the run, under its generation?"""
         return len(_held(self._session(session_id), run)) == run.extent.page_count
@@ -303,6 +311,8 @@ class Ledger:
                     session_count=tenant.session_count,
                     leased_pages=tenant.held_pages,
                     usage=usage[tenant.name],
+                    waits=tenant.waits,
+                    waited_s=tenant.waited_s,
                 )
                 for tenant in self._tenants.values()
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from vatt.errors import InvalidRequest
 from vattd import __version__
 from vattd.config import Address
+from vattd.pool import Pool
 from vattd.snapshot import Snapshot
 from vattention.vmm.driver import Device
 
@@ -21,8 +22,8 @@ SNAPSHOT_WITHIN_S = 5.0
 class PoolCollector(Collector):
     """Runs on the HTTP server's threads; the snapshot is made on the event loop, which alone may read the ledger."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, read: Callable[[], Snapshot], device: Device) -> None:
-        self._loop, self._read, self._device = loop, read, device
+    def __init__(self, loop: asyncio.AbstractEventLoop, pool: Pool, device: Device) -> None:
+        self._loop, self._pool, self._device = loop, pool, device
 
     def describe(self) -> list[Metric]:
         """Nothing: without it the registry would scrape once at start, before the loop serves."""
@@ -52,7 +53,7 @@ class PoolCollector(Collector):
         yield CounterMetricFamily("vattd_pages_destroyed", "Pages destroyed.", value=snapshot.destroyed_pages_total)
 
     async def _snapshot(self) -> Snapshot:
-        return self._read()
+        return self._pool.ledger.snapshot()
 
 
 def _usage_metrics(snapshot: Snapshot) -> Iterator[Metric]:

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from vatt.errors import InvalidRequest
 
 SO_PEERPIDFD = 77  # Linux 6.5; not in the socket module yet
+SO_PEERGROUPS = 59
+_GROUP = struct.Struct("I")
+_GROUPS_BUFFER_BYTES = 1024  # the most that Python asks for
 _UCRED = struct.Struct("3i")
 
 
@@ -22,6 +25,7 @@ class Peer:
 
     pid: int
     uid: int
+    gids: frozenset[int]  # its own and its supplementary ones
     pidfd: int
 
     def has_exited(self) -> bool:
@@ -35,7 +39,7 @@ class Peer:
 
 def peer_of(connection: socket.socket) -> Peer:
     """The process that connected. Raises InvalidRequest if it cannot be watched, since it then could never be ended."""
-    pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     if pid == 0:
         raise InvalidRequest(
             "the process at the other end is in a pid namespace that this one cannot see, so nor could it see its end: "
@@ -49,7 +53,18 @@ def peer_of(connection: socket.socket) -> Peer:
         undo.callback(os.close, pidfd)
         os.set_inheritable(pidfd, False)
         undo.pop_all()
-    return Peer(pid, uid, pidfd)
+    return Peer(pid, uid, frozenset([gid, *_groups_of(connection)]), pidfd)
+
+
+def _groups_of(connection: socket.socket) -> list[int]:
+    """Its supplementary groups. Of a process in more than fit, none count: better too few rights than too many."""
+    try:
+        groups = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _GROUPS_BUFFER_BYTES)
+    except OSError as error:
+        if error.errno != errno.ERANGE:
+            raise
+        return []
+    return [gid for (gid,) in _GROUP.iter_unpack(groups)]
 
 
 def _pidfd_of(connection: socket.socket, pid: int, uid: int) -> int:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from vatt.errors import (
@@ -30,9 +29,10 @@ from vatt.errors import (
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.guarantee import Access, Guarantee
 from vattd.ledger import Ledger, PageRun, Tenant
-from vattd.policy import Policy, Purpose, Timing, Waiting, Wish
+from vattd.policy import Policy, Purpose, Waiting, Wish
 from vattd.pressure import Pressure
-from vattd.reclaim import Depth, Reclaims, Request
+from vattd.reclaim import Depth, Reason, Reclaims, Request
+from vattd.rules import PoolRules
 from vattd.upkeep import Upkeep
 from vattd.workshop import Slice, Workshop
 from vattention.vmm.driver import DeviceMemory, PhysicalDriver
@@ -56,16 +56,6 @@ class PoolLimits:
     def __post_init__(self) -> None:
         if not 0 <= self.min_bytes <= self.max_bytes or self.headroom_bytes < 0:
             raise ValueError(f"not a pool's limits: {self}")
-
-
-@dataclass(frozen=True, slots=True)
-class PoolRules:
-    """Times by which the pool shares: see Timing, Reclaims and IdleWatch."""
-
-    timing: Timing = field(default_factory=Timing)
-    reclaim_within_s: float = 1.0
-    kill_after_s: float | None = None  # None: nobody is killed for a broken promise
-    idle_after_s: float = 30.0
 
 
 class Engines(Protocol):
@@ -131,9 +121,8 @@ class Pool:
         reclaims = Reclaims(rules.reclaim_within_s, rules.kill_after_s)
         self.pressure = Pressure(ledger, self.policy, reclaims, lambda session_id: self.engines.listens(session_id))
         self._answers: dict[tuple[str, str], _Answer] = {}
-        self.waits: Counter[str] = Counter()  # leases that queued and were granted, by tenant
-        self.waits_s: Counter[str] = Counter()  # and how long they did in all
         self._changed = asyncio.Event()
+        self._calm = asyncio.Event()  # nobody is expected to give back what an operator asked for
         self._refusal: VattError | None = None  # set when nothing is lent any more
 
     # What sessions ask for
@@ -197,6 +186,11 @@ class Pool:
         self.pressure.reclaims.answered(session_id, reclaim_id, self._now())
         self._changed.set()
 
+    def ask_again(self, session_id: str) -> None:
+        """The session can be told again what is wanted of it."""
+        self.pressure.reclaims.tell_again(session_id)
+        self._changed.set()
+
     def end_session(self, session_id: str, *, unmapped: bool) -> int:
         held = self.ledger.end_session(session_id, unmapped=unmapped)
         self.pressure.session_ended(session_id)
@@ -235,10 +229,13 @@ class Pool:
         await shrunk.wait()
         return self._stock.destroyed_total - before
 
-    def ask_idle_back(self) -> None:
-        """Ask every session for what it does not use."""
+    async def ask_idle_back(self, wait_s: float) -> None:
+        """Ask every session for what it does not use, and wait until all have answered, or for so long."""
         self.pressure.ask_all(Depth.IDLE, self._now())
+        self._calm.clear()
         self._changed.set()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._calm.wait(), wait_s)
 
     def evict(self, session_id: str) -> None:
         """Ask the session for all its pages, and answer what it waits for."""
@@ -340,6 +337,8 @@ class Pool:
     def _press(self, now_s: float) -> None:
         """Have sessions asked for what is missing, and end who does not answer where the operator chose so."""
         review = self.pressure.review(now_s)
+        if not self.pressure.reclaims.is_waiting(Reason.OPERATOR, now_s):
+            self._calm.set()
         for request in review.requests:
             self.engines.ask_back(request)
         for ask in review.ignored:
@@ -390,8 +389,7 @@ class Pool:
             return
         waited_s = self._now() - entry.since_s
         if waited_s > 0:
-            self.waits[entry.party.name] += 1
-            self.waits_s[entry.party.name] += waited_s
+            self.ledger.note_wait(wish.session_id, waited_s)
         self._answer(entry, runs)
 
     def _answer(self, entry: Waiting, answer: tuple[PageRun, ...] | VattError) -> None:

@@ -113,6 +113,10 @@ class Reclaims:
         """Is there a session to be told something?"""
         return bool(self._told)
 
+    def is_waiting(self, reason: Reason, now_s: float) -> bool:
+        """May pages still come that were asked for this reason?"""
+        return any(ask.reason is reason and ask.is_live(now_s) for ask in self._asks.values())
+
     def of(self, session_id: str) -> list[Ask]:
         return [self._asks[session_id, reason] for reason in Reason if (session_id, reason) in self._asks]
 
@@ -142,6 +146,11 @@ class Reclaims:
         if page_count > 0:
             self._asks.pop((holder.session_id, reason), None)
             self._ask(holder.session_id, reason, page_count, depth, now_s)
+
+    def tell_again(self, session_id: str) -> None:
+        """Nobody listened when the session was asked."""
+        if self.of(session_id):
+            self._told.add(session_id)
 
     def drop(self, reason: Reason) -> None:
         for key in [key for key in self._asks if key[1] is reason]:
@@ -181,6 +190,8 @@ class Reclaims:
                 ask.answered_s = now_s
                 if not ask.was_ignored:
                     self.counts.answered += 1
+                if ask.reason is Reason.OPERATOR:  # it is for the operator to ask again
+                    del self._asks[ask.session_id, ask.reason]
 
     def ended(self, session_id: str) -> None:
         for ask in self.of(session_id):

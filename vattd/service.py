@@ -19,11 +19,12 @@ from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattd.handles import parse_run
 from vattd.ledger import PageRun
+from vattd.messages import device_message, seconds
 from vattd.policy import Purpose, Wish
 from vattd.pool import Pool
 from vattd.sessions import Sessions
 from vattd.status_codes import abort
-from vattention.vmm.driver import Device, HandleKind, PhysicalDriver
+from vattention.vmm.driver import HandleKind, PhysicalDriver
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +62,6 @@ def rpc(
     return call
 
 
-def device_message(device: Device) -> pb.Device:
-    return pb.Device(backend=device.backend, uuid=device.uuid, name=device.name)
-
-
 class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     """What engines call. It has no admin method."""
 
@@ -92,8 +89,8 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
                     pool_pages=self.pool.ledger.stock.max_pages,
                 )
             )
-            async for notice in mailbox.notices():
-                yield pb.AttachResponse(notice=notice)
+            async for letter in mailbox.letters():
+                yield letter
         finally:
             if session.mailbox is mailbox:  # else a later stream has taken over
                 self._sessions.fence(session)
@@ -101,7 +98,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     @rpc
     async def LeasePages(self, request: pb.LeasePagesRequest, context: Context) -> pb.LeasePagesResponse:  # noqa: N802
         session = self._sessions.find(request.key)
-        session.check_not_fenced()
+        session.check_may_lease()
         wish = _parse_wish(session.session_id, request, asyncio.get_running_loop().time())
         runs = await self.pool.lease(wish)
         return pb.LeasePagesResponse(runs=[self._leased(run) for run in runs])
@@ -121,6 +118,12 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
         if sum(run.extent.page_count for run in runs) > MAX_PAGES_PER_LEASE:
             raise InvalidRequest(f"at most {MAX_PAGES_PER_LEASE} pages at a time")
         return pb.ReturnPagesResponse(returned_pages=self.pool.give_back(session.session_id, runs))
+
+    @rpc
+    async def AnswerReclaim(self, request: pb.AnswerReclaimRequest, context: Context) -> pb.AnswerReclaimResponse:  # noqa: N802
+        session = self._sessions.find(request.key)
+        self.pool.answer_reclaim(session.session_id, request.reclaim_id)
+        return pb.AnswerReclaimResponse()
 
     @rpc
     async def ReportUsage(self, request: pb.ReportUsageRequest, context: Context) -> pb.ReportUsageResponse:  # noqa: N802
@@ -172,7 +175,7 @@ def _parse_wish(session_id: str, request: pb.LeasePagesRequest, now_s: float) ->
     purpose = _PURPOSES.get(request.purpose)
     if purpose is None:
         raise InvalidRequest("purpose is ADMIT or GROW")
-    wait_s = request.wait.seconds + request.wait.nanos / 1e9
+    wait_s = seconds(request.wait)
     if not 0 <= wait_s <= MAX_WAIT_S:
         raise InvalidRequest(f"wait is 0 to {MAX_WAIT_S:.0f} s, not {wait_s}")
     if wait_s and purpose is Purpose.GROW:

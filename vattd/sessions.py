@@ -5,29 +5,33 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import re
 import secrets
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from vatt.errors import (
     InvalidRequest,
+    SessionEvicted,
     SessionFenced,
     SessionUnknown,
     TokenRefused,
     VersionUnsupported,
 )
+from vatt.names import check_tenant_name
 from vatt.protocol import MAX_VERSION, MIN_VERSION
 from vatt.v1 import vatt_pb2 as pb
 from vattd.handles import HandleConnection
 from vattd.ledger import PageRun
 from vattd.mailbox import Mailbox
+from vattd.messages import reclaim_message
 from vattd.peer import Peer
 from vattd.pool import Pool
+from vattd.reclaim import Request
 
 log = logging.getLogger(__name__)
 
-_TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 MAX_CLIENT_NAME = 256
 # An engine needs one a device; each costs descriptors of the daemon's.
 MAX_SESSIONS_PER_PROCESS = 64
@@ -48,6 +52,7 @@ class EngineSession:
     connection: HandleConnection
     mailbox: Mailbox = field(default_factory=Mailbox)
     fenced: bool = False
+    evicted: bool = False  # an operator asked it to leave
 
     async def pull(self, runs: list[PageRun]) -> list[int]:
         """The handle socket's side: new file descriptors of pages that this session leases."""
@@ -58,12 +63,21 @@ class EngineSession:
         if self.fenced:
             raise SessionFenced(f"session {self.session_id}: its stream broke; re-attach to go on")
 
+    def check_may_lease(self) -> None:
+        self.check_not_fenced()
+        if self.evicted:
+            raise SessionEvicted(f"session {self.session_id}: an operator asked it to leave; it gets no more pages")
+
 
 class Sessions:
-    """All sessions, and the connections whose token is still good."""
+    """All sessions, and the connections whose token is still good. For the pool, they are its Engines.
 
-    def __init__(self, pool: Pool, incarnation: int) -> None:
+    `guarantee_of` gives what a session of a tenant is told of its guarantee.
+    """
+
+    def __init__(self, pool: Pool, incarnation: int, guarantee_of: Callable[[str], pb.Guarantee]) -> None:
         self._pool = pool
+        self._guarantee_of = guarantee_of
         self._incarnation = incarnation
         self._waiting: dict[bytes, HandleConnection] = {}
         self._sessions: dict[str, EngineSession] = {}
@@ -102,11 +116,7 @@ class Sessions:
         Raises InvalidRequest, VersionUnsupported, TokenRefused, TenantDenied, SessionUnknown.
         """
         version = _common_version(request)
-        if not _TENANT_NAME.fullmatch(request.tenant):
-            raise InvalidRequest(
-                f"{request.tenant[:80]!r} is not a tenant's name: 1 to 63 of a-z, 0-9, '-', '_' and '.', "
-                "starting with a letter or a digit"
-            )
+        check_tenant_name(request.tenant)
         if len(request.client_name) > MAX_CLIENT_NAME or not request.client_name.isprintable():
             raise InvalidRequest(f"client_name holds at most {MAX_CLIENT_NAME} characters, all printable")
         connection = self._waiting.get(bytes(request.token))
@@ -117,6 +127,7 @@ class Sessions:
         else:
             session = self._open(request, connection, version, now_s)
         del self._waiting[connection.token]  # good once
+        session.mailbox.put(self._guarantee_of(session.tenant))
         return session
 
     def find(self, key: pb.SessionKey) -> EngineSession:
@@ -147,6 +158,49 @@ class Sessions:
         log.info("session %s of %s ended (%s): %d pages back", session.session_id, session.tenant, cause, page_count)
         return page_count
 
+    # The pool's side
+
+    def listens(self, session_id: str) -> bool:
+        session = self._sessions.get(session_id)
+        return session is not None and not session.fenced
+
+    def ask_back(self, request: Request) -> None:
+        session = self._sessions.get(request.session_id)
+        if session is not None:
+            session.mailbox.put(reclaim_message(request))
+
+    def kill(self, session_id: str, cause: str) -> None:
+        """SIGKILL by pidfd, which can hit nobody else. The session ends when the kernel says that the process has."""
+        session = self._sessions.get(session_id)
+        if session is not None:
+            log.warning("session %s of %s is killed: %s", session_id, session.tenant, cause)
+            with suppress(ProcessLookupError):  # it has just ended
+                signal.pidfd_send_signal(session.peer.pidfd, signal.SIGKILL)
+
+    # The operator's side
+
+    def get(self, session_id: str) -> EngineSession:
+        """Raises SessionUnknown."""
+        try:
+            return self._sessions[session_id]
+        except KeyError:
+            raise SessionUnknown(f"no session {session_id[:80]!r}: see `vattctl status`") from None
+
+    def evict(self, session: EngineSession) -> None:
+        """Ask the session to leave: it gets no more pages, and is asked for all that it has."""
+        session.evicted = True
+        session.mailbox.put(
+            pb.Notice(kind=pb.Notice.KIND_EVICTED, message="an operator asks this session to leave: no more pages")
+        )
+        self._pool.evict(session.session_id)
+
+    def tell_tenant(self, tenant: str) -> None:
+        """Its guarantee is another now."""
+        guarantee = self._guarantee_of(tenant)
+        for session in self._sessions.values():
+            if session.tenant == tenant:
+                session.mailbox.put(guarantee)
+
     def tell_all(self, notice: pb.Notice) -> None:
         for session in self._sessions.values():
             session.mailbox.put(notice)
@@ -173,7 +227,8 @@ class Sessions:
             pool=self._pool,
             connection=connection,
         )
-        self._pool.open_session(session.session_id, session.tenant, session.peer.uid)
+        peer = session.peer
+        self._pool.open_session(session.session_id, session.tenant, peer.uid, peer.gids)
         self._opened += 1
         connection.attach(session)
         self._sessions[session.session_id] = session
@@ -192,6 +247,7 @@ class Sessions:
         session.connection, session.mailbox, session.fenced = connection, Mailbox(), False
         old_mailbox.close()
         old_connection.close()
+        self._pool.ask_again(session.session_id)  # what it was asked while nobody listened
         log.info("session %s re-attached", session.session_id)
         return session
 

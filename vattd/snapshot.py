@@ -32,6 +32,8 @@ class TenantView:
     session_count: int
     leased_pages: int
     usage: Usage  # summed over its sessions
+    waits: int  # leases that waited and were granted
+    waited_s: float  # and how long they did in all
 
 
 @dataclass(frozen=True, slots=True)

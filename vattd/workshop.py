@@ -39,9 +39,9 @@ class Slice:
 class Workshop:
     """Creates, scrubs and destroys the pages of one stock. Belongs to the pool's one task.
 
-    `shortage` is why the device gave or scrubbed no memory the last time, None once it did. The stock is short from when
-    the device refused to make a page until it makes one, or has memory of ours back. Until `retry_s` it is not asked
-    again.
+    `shortage` is why the device gave or scrubbed no memory the last time, None once it did. The stock is short from
+    when the device refused to make a page until it makes one, or has memory of ours back. Until `retry_s` it is not
+    asked again.
     """
 
     def __init__(self, stock: Stock, driver: PhysicalDriver, thread: DriverThread) -> None:

@@ -35,6 +35,15 @@ def make_directory(path: Path) -> None:
     check_directory(path)
 
 
+def make_private_directory(path: Path) -> None:
+    """For what only its owner may read. Raises InvalidRequest."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequest(f"cannot make {path} ({error.strerror}): choose another --state-dir") from error
+    check_directory(path)
+
+
 def check_directory(path: Path) -> None:
     """Raises InvalidRequest unless the directory is ours or root's, and nobody else may write to it."""
     facts = path.stat()

@@ -1,0 +1,88 @@
+"""What survives a restart: reservations, in a file that is replaced whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vatt.errors import InvalidRequest, SystemLimit
+from vattd.reservation import Reservation
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """`revision` counts all changes there ever were."""
+
+    revision: int = 0
+    reservations: Mapping[str, Reservation] = field(default_factory=dict)
+
+
+class StateFile:
+    """One device's. Only the vattd that holds the device's lock reads and writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> State:
+        """Empty if there is no file. Raises InvalidRequest for one that this vattd cannot understand."""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return State()
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._unreadable(error) from error
+        try:
+            return _parse(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self._unreadable(error) from error
+
+    def write(self, state: State) -> None:
+        """Raises SystemLimit, and the old file stays."""
+        plain = {
+            "version": VERSION,
+            "revision": state.revision,
+            "tenants": {name: one.to_plain() for name, one in sorted(state.reservations.items())},
+        }
+        try:
+            self._replace(json.dumps(plain, indent=2) + "\n")
+        except OSError as error:
+            raise SystemLimit(f"cannot write {self.path} ({error.strerror}): nothing was changed") from error
+
+    def _replace(self, text: str) -> None:
+        with ExitStack() as undo:
+            fd, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}-")  # mode 0600
+            undo.callback(os.unlink, name)
+            with open(fd, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(name, self.path)
+            undo.pop_all()
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)  # the new name, too, survives a crash of the machine
+        finally:
+            os.close(directory)
+
+    def _unreadable(self, error: Exception) -> InvalidRequest:
+        return InvalidRequest(
+            f"the reservations in {self.path} cannot be read ({error}): mend the file, or move it away to start "
+            "without them"
+        )
+
+
+def _parse(plain: Any) -> State:
+    if plain["version"] != VERSION:
+        raise ValueError(f"version {plain['version']}, and this vattd knows {VERSION}")
+    if type(plain["revision"]) is not int or plain["revision"] < 0:
+        raise ValueError(f"revision {plain['revision']!r}")
+    tenants = {name: Reservation.from_plain(one) for name, one in plain["tenants"].items()}
+    return State(plain["revision"], tenants)

@@ -1,0 +1,166 @@
+"""What is set for which tenant: by the configuration file, or by an operator's command, which comes before it.
+
+A change is checked as a whole, written, and only then in force.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from vatt.errors import InvalidRequest, TenantUnknown, VattError
+from vatt.names import check_tenant_name
+from vatt.sizes import format_size
+from vattd.guarantee import Access, MinMode
+from vattd.pool import Pool
+from vattd.reservation import Reservation, check_all
+from vattd.state_file import State, StateFile
+
+log = logging.getLogger(__name__)
+
+# After a reservation whose time is over could not be ended.
+TRY_AGAIN_S = 60.0
+
+
+class Source(enum.Enum):
+    CONFIG = "config"
+    COMMAND = "command"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What `reserve` sets: None stays as it was."""
+
+    min_bytes: int | None = None
+    max_bytes: int | None = None  # 0: without any max
+    weight: int | None = None
+    mode: MinMode | None = None
+    access: Access | None = None
+    until_s: float | None = None  # wall clock; None: for good, whatever it was
+
+
+class TenantBook:
+    """Reservations by tenant, kept in step with the pool and the state file.
+
+    Invariant: the pool has configured just what `in_force` says; the mins of all that fit the pool.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        state_file: StateFile,
+        configured: Mapping[str, Reservation],
+        own_uid: int,
+        on_change: Callable[[str], None],
+    ) -> None:
+        """Puts in force what the file and the configuration say. `own_uid` may use what nobody else is allowed to;
+        `on_change` is told a tenant's name. Raises InvalidRequest, Overcommitted."""
+        self._pool, self._file, self._configured = pool, state_file, dict(configured)
+        self._own_uid, self._on_change = own_uid, on_change
+        self._state = state_file.read()
+        for name in self._state.reservations.keys() & self._configured.keys():
+            log.warning(
+                "tenant %s has what a command set, not what the configuration file says; `unreserve` ends that", name
+            )
+        self._check(self._state)
+        for name, reservation in self._all(self._state).items():
+            self._apply(name, reservation)
+
+    @property
+    def revision(self) -> int:
+        """Of the last change."""
+        return self._state.revision
+
+    def in_force(self, name: str) -> tuple[Reservation, Source] | None:
+        """None: nobody set anything for this tenant."""
+        if name in self._state.reservations:
+            return self._state.reservations[name], Source.COMMAND
+        if name in self._configured:
+            return self._configured[name], Source.CONFIG
+        return None
+
+    def reserve(self, name: str, change: Change) -> Reservation:
+        """Set what the change names, keep the rest. Raises InvalidRequest, Overcommitted, SystemLimit."""
+        check_tenant_name(name)
+        found = self.in_force(name)
+        before = found[0] if found is not None else Reservation(self._first_access(name))
+        revision = self._state.revision + 1
+        after = replace(
+            before,
+            access=change.access or before.access,
+            min_bytes=before.min_bytes if change.min_bytes is None else change.min_bytes,
+            max_bytes=before.max_bytes if change.max_bytes is None else change.max_bytes or None,
+            weight=before.weight if change.weight is None else change.weight,
+            mode=change.mode or before.mode,
+            until_s=change.until_s,
+            revision=revision,
+        )
+        self._change(name, State(revision, {**self._state.reservations, name: after}))
+        return after
+
+    def unreserve(self, name: str) -> None:
+        """Take back what a command set. Raises TenantUnknown, SystemLimit, Overcommitted."""
+        if name not in self._state.reservations:
+            if name in self._configured:
+                raise InvalidRequest(f"tenant {name} is in the configuration file: change it there and restart vattd")
+            raise TenantUnknown(f"nothing is reserved for a tenant {name[:80]!r}: see `vattctl tenants`")
+        rest = {other: one for other, one in self._state.reservations.items() if other != name}
+        self._change(name, State(self._state.revision + 1, rest))
+
+    def expire(self, now_s: float) -> None:
+        """End reservations whose time is over, by the wall clock."""
+        for name, one in list(self._state.reservations.items()):
+            if one.until_s is not None and now_s >= one.until_s:
+                log.info("the reservation of tenant %s ends: its time is over", name)
+                try:
+                    self.unreserve(name)
+                except VattError as error:  # it goes on, and we try again later
+                    log.error("the reservation of tenant %s could not be ended: %s", name, error)
+                    later = replace(one, until_s=now_s + TRY_AGAIN_S)
+                    self._state = State(self._state.revision, {**self._state.reservations, name: later})
+
+    def next_end_s(self) -> float | None:
+        """When the next reservation's time is over, by the wall clock."""
+        ends_s = [one.until_s for one in self._state.reservations.values() if one.until_s is not None]
+        return min(ends_s, default=None)
+
+    def _first_access(self, name: str) -> Access:
+        """Who named it first keeps it; else whoever runs vattd."""
+        tenant = self._pool.ledger.tenant(name)
+        return Access(frozenset([tenant.owner_uid if tenant is not None else self._own_uid]))
+
+    def _all(self, state: State) -> dict[str, Reservation]:
+        return {**self._configured, **state.reservations}
+
+    def _check(self, state: State) -> None:
+        page = self._pool.ledger.page_size_bytes
+        check_all(self._all(state), page, self._pool.ledger.stock.max_pages * page)
+
+    def _change(self, name: str, state: State) -> None:
+        """All of it, or an error and everything as it was."""
+        self._check(state)
+        before = self._state
+        with ExitStack() as undo:
+            self._file.write(state)
+            undo.callback(self._file.write, before)
+            self._apply(name, self._all(state).get(name))
+            undo.pop_all()
+        self._state = state
+        found = self.in_force(name)
+        log.info("tenant %s: %s, revision %d", name, _words(found[0]) if found else "no guarantee", state.revision)
+        self._on_change(name)
+
+    def _apply(self, name: str, reservation: Reservation | None) -> None:
+        if reservation is None:
+            self._pool.unconfigure(name)
+        else:
+            guarantee = reservation.guarantee(self._pool.ledger.page_size_bytes)
+            self._pool.configure(name, guarantee, reservation.access)
+
+
+def _words(one: Reservation) -> str:
+    most = "the pool" if one.max_bytes is None else format_size(one.max_bytes)
+    return f"{one.mode.value} min {format_size(one.min_bytes)}, max {most}, weight {one.weight}, for {one.access}"

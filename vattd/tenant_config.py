@@ -1,0 +1,93 @@
+"""The configuration file: tenants that exist from the start.
+
+[tenants.chat]
+min = "8GiB"            # or a part of the pool: "25%"
+max = "40GiB"           # left out: the whole pool
+weight = 2              # left out: 1
+hard = true             # left out: false, the unused part of the min is lent to others
+allow = ["alice", 1001, "@staff"]  # left out: the user that runs vattd
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vatt.errors import InvalidRequest
+from vatt.names import check_tenant_name
+from vatt.sizes import parse_size_or_percent
+from vatt.users import parse_users
+from vattd.guarantee import Access, MinMode
+from vattd.reservation import Reservation
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+KEYS = ("min", "max", "weight", "hard", "allow")
+
+
+def read_tenants(path: Path, pool_bytes: int, own_uid: int) -> dict[str, Reservation]:
+    """Raises InvalidRequest that names the file, the tenant and the key."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{path} is not TOML: {error}") from error
+    try:
+        return _parse(document, pool_bytes, own_uid)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{path}: {error}") from error
+
+
+def _parse(document: Mapping[str, Any], pool_bytes: int, own_uid: int) -> dict[str, Reservation]:
+    _check_keys("the file", document, ("tenants",))
+    tenants = document.get("tenants", {})
+    if not isinstance(tenants, dict):
+        raise InvalidRequest("tenants must be tables: [tenants.NAME]")
+    return {name: _reservation(name, entry, pool_bytes, own_uid) for name, entry in tenants.items()}
+
+
+def _reservation(name: str, entry: Any, pool_bytes: int, own_uid: int) -> Reservation:
+    check_tenant_name(name)
+    where = f"[tenants.{name}]"
+    if not isinstance(entry, dict):
+        raise InvalidRequest(f"{where} must be a table")
+    _check_keys(where, entry, KEYS)
+    weight, hard, allow = entry.get("weight", 1), entry.get("hard", False), entry.get("allow", [own_uid])
+    if type(weight) is not int:
+        raise InvalidRequest(f"{where}: weight is a whole number, not {weight!r}")
+    if not isinstance(hard, bool):
+        raise InvalidRequest(f"{where}: hard is true or false, not {hard!r}")
+    if not isinstance(allow, list) or any(isinstance(who, bool) or not isinstance(who, (str, int)) for who in allow):
+        raise InvalidRequest(f"{where}: allow is a list like ['alice', 1001, '@staff']")
+    try:
+        users = parse_users(str(who) for who in allow)
+        return Reservation(
+            access=Access(users.uids, users.gids),
+            min_bytes=_size(entry, "min", pool_bytes) or 0,
+            max_bytes=_size(entry, "max", pool_bytes),
+            weight=weight,
+            mode=MinMode.HARD if hard else MinMode.SOFT,
+        )
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {error}") from error
+
+
+def _size(entry: Mapping[str, Any], key: str, pool_bytes: int) -> int | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise InvalidRequest(f"{key} is a size like '8GiB' or '25%', not {value!r}")
+    return parse_size_or_percent(str(value), pool_bytes)
+
+
+def _check_keys(where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    unknown = [key for key in table if key not in known]
+    if unknown:
+        raise InvalidRequest(f"{where} has an unknown key {unknown[0]!r}: there are {', '.join(known)}")
