@@ -34,7 +34,6 @@ from vattd.messages import (
     seconds,
     timestamp,
 )
-from vattd.policy import Waiting
 from vattd.pool import Pool
 from vattd.service import Context, rpc
 from vattd.sessions import EngineSession, Sessions
@@ -197,7 +196,7 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
             leased_bytes=view.leased_pages * page,
             waiting_bytes=sum(entry.wish.page_count for entry in queued) * page,
             waiting_leases=len(queued),
-            longest_wait=duration(_longest_wait_s(queued, now_s)),
+            longest_wait=duration(max((now_s - entry.since_s for entry in queued), default=0.0)),
             waited_total=view.waits,
             waited_time_total=duration(view.waited_s),
         )
@@ -245,10 +244,6 @@ def guarantee_of(book: TenantBook, tenant: str) -> pb.Guarantee:
     """What a tenant has now, as its sessions are told."""
     found = book.in_force(tenant)
     return guarantee_message(found[0] if found is not None else None, book.revision)
-
-
-def _longest_wait_s(queued: list[Waiting], now_s: float) -> float:
-    return max((now_s - entry.since_s for entry in queued), default=0.0)
 
 
 def _parse_change(request: pb.ReserveRequest) -> Change:

@@ -103,7 +103,7 @@ class Ledger:
 
     def _set(self, tenant: Tenant, guarantee: Guarantee, access: Access | None) -> None:
         tenant.guarantee, tenant.access = guarantee, access
-        tenant.shelf.hard_pages = guarantee.hard_pages
+        self.stock.keep_for(tenant.shelf, guarantee.hard_pages)
         for those, belongs in (
             (self._promised, guarantee.min_pages > 0),
             (self._limited, guarantee.max_pages is not None),

@@ -13,6 +13,8 @@ from vatt.errors import InvalidRequest
 from vattd import __version__
 from vattd.config import Address
 from vattd.pool import Pool
+from vattd.pressure import PromiseState
+from vattd.reclaim import ReclaimCounts
 from vattd.snapshot import Snapshot
 from vattention.vmm.driver import Device
 
@@ -20,7 +22,7 @@ SNAPSHOT_WITHIN_S = 5.0
 
 
 class PoolCollector(Collector):
-    """Runs on the HTTP server's threads; the snapshot is made on the event loop, which alone may read the ledger."""
+    """Runs on the HTTP server's threads; all figures are read at once on the event loop, which alone may read them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, pool: Pool, device: Device) -> None:
         self._loop, self._pool, self._device = loop, pool, device
@@ -29,31 +31,81 @@ class PoolCollector(Collector):
         """Nothing: without it the registry would scrape once at start, before the loop serves."""
         return []
 
-    def collect(self) -> Iterator[Metric]:
-        snapshot = asyncio.run_coroutine_threadsafe(self._snapshot(), self._loop).result(SNAPSHOT_WITHIN_S)
-        page = snapshot.page_size_bytes
-        yield InfoMetricFamily(
-            "vattd_build",
-            "This vattd and its device.",
-            {"version": __version__, "backend": self._device.backend, "uuid": self._device.uuid},
-        )
-        yield GaugeMetricFamily("vattd_page_size_bytes", "Size of a page.", value=page)
-        pages = GaugeMetricFamily("vattd_pool_pages", "Pages by state; the sum is the pool's limit.", labels=["state"])
-        for state, count in snapshot.pages_by_state.items():
-            pages.add_metric([state.value], count)
-        yield pages
-        leased = GaugeMetricFamily("vattd_tenant_leased_bytes", "Bytes leased, by tenant.", labels=["tenant"])
-        sessions = GaugeMetricFamily("vattd_sessions", "Attached processes, by tenant.", labels=["tenant"])
-        for tenant in snapshot.tenants:
-            leased.add_metric([tenant.name], tenant.leased_pages * page)
-            sessions.add_metric([tenant.name], tenant.session_count)
-        yield from (leased, sessions, *_usage_metrics(snapshot))
-        yield CounterMetricFamily("vattd_pages_created", "Pages created.", value=snapshot.created_pages_total)
-        yield CounterMetricFamily("vattd_pages_scrubbed", "Pages scrubbed.", value=snapshot.scrubbed_pages_total)
-        yield CounterMetricFamily("vattd_pages_destroyed", "Pages destroyed.", value=snapshot.destroyed_pages_total)
+    def collect(self) -> list[Metric]:
+        return asyncio.run_coroutine_threadsafe(self._read(), self._loop).result(SNAPSHOT_WITHIN_S)
 
-    async def _snapshot(self) -> Snapshot:
-        return self._pool.ledger.snapshot()
+    async def _read(self) -> list[Metric]:
+        snapshot, now_s = self._pool.ledger.snapshot(), self._loop.time()
+        build = {"version": __version__, "backend": self._device.backend, "uuid": self._device.uuid}
+        return [
+            InfoMetricFamily("vattd_build", "This vattd and its device.", build),
+            *_pool_metrics(snapshot, self._pool),
+            *_tenant_metrics(snapshot, self._pool, now_s),
+            *_usage_metrics(snapshot),
+            *_reclaim_metrics(self._pool.pressure.reclaims.counts),
+        ]
+
+
+def _pool_metrics(snapshot: Snapshot, pool: Pool) -> Iterator[Metric]:
+    page = snapshot.page_size_bytes
+    yield GaugeMetricFamily("vattd_page_size_bytes", "Size of a page.", value=page)
+    pages = GaugeMetricFamily("vattd_pool_pages", "Pages by state; the sum is the pool's limit.", labels=["state"])
+    for state, count in snapshot.pages_by_state.items():
+        pages.add_metric([state.value], count)
+    yield pages
+    kept_bytes = pool.ledger.stock.kept_pages * page
+    yield GaugeMetricFamily(
+        "vattd_pool_kept_free_bytes", "Unused parts of hard mins, lent to nobody.", value=kept_bytes
+    )
+    is_short = pool.shortage is not None
+    yield GaugeMetricFamily("vattd_device_short", "1 while the device gives no more memory, else 0.", value=is_short)
+    yield GaugeMetricFamily("vattd_draining", "1 while an operator has vattd drained, else 0.", value=pool.draining)
+    yield CounterMetricFamily("vattd_pages_created", "Pages created.", value=snapshot.created_pages_total)
+    yield CounterMetricFamily("vattd_pages_scrubbed", "Pages scrubbed.", value=snapshot.scrubbed_pages_total)
+    yield CounterMetricFamily("vattd_pages_destroyed", "Pages destroyed.", value=snapshot.destroyed_pages_total)
+
+
+def _tenant_metrics(snapshot: Snapshot, pool: Pool, now_s: float) -> Iterator[Metric]:
+    def gauge(name: str, text: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"vattd_{name}", text, labels=["tenant"])
+
+    page = snapshot.page_size_bytes
+    leased = gauge("tenant_leased_bytes", "Bytes leased, by tenant.")
+    sessions = gauge("sessions", "Attached processes, by tenant.")
+    minimum = gauge("tenant_min_bytes", "Bytes promised, by tenant.")
+    maximum = gauge("tenant_max_bytes", "The most bytes a tenant may lease; only tenants with a max.")
+    missing = gauge("tenant_missing_bytes", "Bytes asked for within the min, or kept for a hard one, and not there.")
+    broken = gauge("tenant_promise_broken", "1 while those asked for missing bytes are overdue, else 0.")
+    waiting = gauge("tenant_waiting_bytes", "Bytes asked for by leases that wait.")
+    longest = gauge("tenant_longest_wait_seconds", "How long the first of the leases that wait has waited.")
+    labels = ["tenant"]
+    waits = CounterMetricFamily("vattd_tenant_waits", "Leases that waited and were granted.", labels=labels)
+    waited = CounterMetricFamily("vattd_tenant_wait_seconds", "How long those waited in all.", labels=labels)
+    for view in snapshot.tenants:
+        tenant = pool.ledger.tenant(view.name)
+        if tenant is None:
+            continue
+        name, guarantee, promise = [view.name], view.guarantee, pool.pressure.promise_of(tenant, now_s)
+        leased.add_metric(name, view.leased_pages * page)
+        sessions.add_metric(name, view.session_count)
+        minimum.add_metric(name, guarantee.min_pages * page)
+        if guarantee.max_pages is not None:
+            maximum.add_metric(name, guarantee.max_pages * page)
+        missing.add_metric(name, promise.missing_pages * page)
+        broken.add_metric(name, promise.state is PromiseState.BROKEN)
+        waiting.add_metric(name, pool.policy.queued_pages(tenant) * page)
+        longest.add_metric(name, pool.policy.longest_wait_s(tenant, now_s))
+        waits.add_metric(name, view.waits)
+        waited.add_metric(name, view.waited_s)
+    yield from (leased, sessions, minimum, maximum, missing, broken, waiting, longest, waits, waited)
+
+
+def _reclaim_metrics(counts: ReclaimCounts) -> Iterator[Metric]:
+    yield CounterMetricFamily("vattd_reclaims_asked", "Times that sessions were asked for pages.", value=counts.asked)
+    yield CounterMetricFamily("vattd_reclaim_pages_asked", "Pages that they were asked for.", value=counts.asked_pages)
+    yield CounterMetricFamily("vattd_reclaims_answered", "Asks answered, or met, in time.", value=counts.answered)
+    yield CounterMetricFamily("vattd_reclaims_ignored", "Asks whose time went by.", value=counts.ignored)
+    yield CounterMetricFamily("vattd_sessions_killed", "Sessions killed for a broken promise.", value=counts.killed)
 
 
 def _usage_metrics(snapshot: Snapshot) -> Iterator[Metric]:

@@ -80,6 +80,7 @@ class Stock:
         self._zones: dict[int, Zone] = {0: self._spare}
         self._last_zone = 0
         self._shelves: list[Shelf] = []
+        self.hard_shelves: list[Shelf] = []  # those for which pages are kept
         self._fresh = FreeExtents()  # created, and nobody vouches for their content
         self._creating = FreeExtents()
         self._scrubbing = FreeExtents()
@@ -112,6 +113,7 @@ class Stock:
 
     def close_shelf(self, shelf: Shelf) -> list[int]:
         """Forget a bare shelf. Returns the zones whose ids will never be used again."""
+        self.keep_for(shelf, 0)
         self._shelves.remove(shelf)
         if self.shares_zone:
             return []
@@ -200,6 +202,8 @@ class Stock:
         None that are kept for a hard min, and where tenants have zones of their own `keep_pages` stay on each shelf.
         """
         chosen = sorted(among, key=lambda shelf: -shelf.ready_pages)
+        if not chosen and self._shelves:
+            return []
         if self.shares_zone:
             page_count = min(page_count, self.idle_pages - self.kept_pages)
         ids = {id(shelf) for shelf in chosen}
@@ -247,6 +251,11 @@ class Stock:
         return self.max_pages - self.backed_pages
 
     @property
+    def can_grow(self) -> bool:
+        """Are there pages to be made, or made and not scrubbed yet, that are nobody's?"""
+        return self.unbacked_pages > 0 or self._fresh.page_count > 0
+
+    @property
     def capacity_pages(self) -> int:
         """What could be lent at one time: less than the limit while the device gives no more."""
         most = self.backed_pages if self.is_short else self.max_pages
@@ -266,7 +275,12 @@ class Stock:
     @property
     def kept_pages(self) -> int:
         """Of all hard mins, what is not lent."""
-        return sum(shelf.kept_pages for shelf in self._shelves)
+        return sum(shelf.kept_pages for shelf in self.hard_shelves)
+
+    def keep_for(self, shelf: Shelf, hard_pages: int) -> None:
+        """From now on so many pages are kept for this shelf's tenant, as far as they are not lent to it."""
+        shelf.hard_pages = hard_pages
+        self.hard_shelves = [other for other in self._shelves if other.hard_pages]
 
     def unready_pages(self, shelf: Shelf) -> int:
         """How many of the pages that are kept for this tenant are not ready to be lent yet.
@@ -275,7 +289,7 @@ class Stock:
         """
         if not self.shares_zone:
             return max(0, shelf.kept_pages - shelf.ready_pages)
-        needed = sum(max(0, other.kept_pages - other.dirty.page_count) for other in self._shelves if other.hard_pages)
+        needed = sum(max(0, other.kept_pages - other.dirty.page_count) for other in self.hard_shelves)
         return max(0, min(shelf.kept_pages - shelf.dirty.page_count, needed - shelf.zone.clean.page_count))
 
     def shelf_to_stock_up(self) -> Shelf | None:

@@ -24,11 +24,11 @@ class Upkeep:
         self._ledger, self._stock, self._workshop = ledger, ledger.stock, workshop
         self._min_pages, self._headroom_pages = min_pages, headroom_pages
         self._idle = IdleWatch(idle_after_s)
-        self._to_tend: dict[str, Tenant] = {}  # those that may lack pages that should be ready
+        self._to_tend: dict[str, Tenant] = {}  # those that may lack headroom
         self._on_shrunk: list[Callable[[], None]] = []
 
     def tend(self, tenant: Tenant) -> None:
-        """Look whether what should be ready for this tenant is."""
+        """Look whether this tenant's headroom is there."""
         self._to_tend[tenant.name] = tenant
 
     def shrink(self, on_shrunk: Callable[[], None]) -> None:
@@ -63,19 +63,20 @@ class Upkeep:
         return self._idle.next_change_s()
 
     def _ready_slice(self, now_s: float) -> Slice | None:
-        for tenant in list(self._to_tend.values()):
-            shelf = tenant.shelf
+        for shelf in self._stock.hard_shelves:
             unready = self._stock.unready_pages(shelf)
-            lacking = self._headroom_pages - shelf.ready_pages if tenant.session_count else 0
-            if unready > 0:
-                work = self._workshop.kept_slice(shelf, unready, now_s)
-            elif lacking > 0:
-                work = self._workshop.headroom_slice(shelf, lacking, now_s)
-            else:
-                del self._to_tend[tenant.name]
-                continue
+            work = self._workshop.kept_slice(shelf, unready, now_s) if unready else None
             if work is not None:
                 return work
+        if not self._stock.can_grow:  # however many lack headroom
+            return None
+        for tenant in list(self._to_tend.values()):
+            lacking = self._headroom_pages - tenant.shelf.ready_pages if tenant.session_count else 0
+            work = self._workshop.headroom_slice(tenant.shelf, lacking, now_s) if lacking > 0 else None
+            if work is not None:
+                return work
+            if lacking <= 0:
+                del self._to_tend[tenant.name]
         return None
 
     def _trim_slice(self, surplus: int, now_s: float) -> Slice | None:
