@@ -36,7 +36,7 @@ from vattd.messages import (
 )
 from vattd.pool import Pool
 from vattd.service import Context, rpc
-from vattd.sessions import EngineSession, Sessions
+from vattd.sessions import DRAINING, EngineSession, Sessions
 from vattd.snapshot import SessionView, Snapshot, TenantView
 from vattd.tenant_book import Change, TenantBook
 from vattention.vmm.driver import PhysicalDriver
@@ -147,8 +147,7 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
                 notice = pb.Notice(kind=pb.Notice.KIND_RESUMED, message="vattd takes new requests again")
             else:
                 self.pool.drain()
-                text = "an operator has vattd drained: let running requests end, begin no others"
-                notice = pb.Notice(kind=pb.Notice.KIND_DRAINING, message=text)
+                notice = DRAINING
             self._sessions.tell_all(notice)
         return pb.DrainResponse(leased_bytes=self.pool.ledger.lent_pages * self._page_size_bytes)
 

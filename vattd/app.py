@@ -19,7 +19,7 @@ import click
 
 from vatt.durations import parse_duration
 from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
-from vatt.sockets import Sockets, default_socket_dir, find_daemon, make_directory, search_dirs
+from vatt.sockets import Sockets, default_socket_dir, find_only_daemon, make_directory, search_dirs
 from vattd import __version__
 from vattd.config import (
     DEFAULT_HEADROOM,
@@ -234,7 +234,7 @@ def stop(device: str | None, socket_dir: Path | None) -> None:
     try:
         if device is not None:
             device = device_uuid(device)
-        pid = _terminate(find_daemon(directories, device))
+        pid = _terminate(find_only_daemon(directories, device))
     except DaemonUnreachable as error:
         _fail(str(error), EXIT_UNREACHABLE)
     except VattError as error:

@@ -10,7 +10,7 @@ import enum
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Who answered that it has no more to give is asked again this much later.
 ASK_AGAIN_S = 0.5
@@ -134,9 +134,13 @@ class Reclaims:
         missing = page_count - sum(ask.page_count for ask in open_asks.values() if ask.is_live(now_s))
         if missing <= 0:
             return
-        free = [
-            holder for holder in holders if holder.listens and self._may_ask(open_asks.get(holder.session_id), now_s)
-        ]
+        free = []
+        for holder in holders:
+            ask = open_asks.get(holder.session_id)
+            if holder.listens and self._may_ask(ask, now_s):
+                # Who gave what it could of the idle ones has none left, whatever it reports: ask it deeper.
+                has_idle = ask is None or ask.is_live(now_s) or reason.depth is Depth.IDLE
+                free.append(holder if has_idle else replace(holder, idle_pages=0))
         live = {session_id: ask.page_count for session_id, ask in open_asks.items() if ask.is_live(now_s)}
         for session_id, (pages, depth) in _share_out(missing, reason, free, live).items():
             self._ask(session_id, reason, pages, depth, now_s)
@@ -246,7 +250,9 @@ class Reclaims:
         """Not who was asked and did not answer: pages will not come sooner by asking again."""
         if ask is None or ask.is_live(now_s):
             return True
-        return ask.answered_s is not None and now_s >= ask.answered_s + ASK_AGAIN_S
+        if ask.answered_s is None:
+            return False
+        return ask.depth < ask.reason.depth or now_s >= ask.answered_s + ASK_AGAIN_S
 
     def _ask(self, session_id: str, reason: Reason, page_count: int, depth: Depth, now_s: float) -> None:
         ask = self._asks.get((session_id, reason))

@@ -32,6 +32,10 @@ from vattd.reclaim import Request
 
 log = logging.getLogger(__name__)
 
+DRAINING = pb.Notice(
+    kind=pb.Notice.KIND_DRAINING,
+    message="an operator has vattd drained: let running requests end, begin no others",
+)
 MAX_CLIENT_NAME = 256
 # An engine needs one a device; each costs descriptors of the daemon's.
 MAX_SESSIONS_PER_PROCESS = 64
@@ -248,6 +252,8 @@ class Sessions:
         old_mailbox.close()
         old_connection.close()
         self._pool.ask_again(session.session_id)  # what it was asked while nobody listened
+        if self._pool.draining:
+            session.mailbox.put(DRAINING)
         log.info("session %s re-attached", session.session_id)
         return session
 

@@ -1,4 +1,4 @@
-"""The stream that a session lives by: Attached first, then vattd's notices."""
+"""The stream that a session lives by: Attached first, then what vattd has to say."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import grpc
 
 from vatt.errors import DaemonUnreachable, VattError
 from vatt.v1 import vatt_pb2, vatt_pb2_grpc
+from vattention.tidings import Tidings
 from vattention.wire_errors import stream_ended
 
 log = logging.getLogger(__name__)
 
 
 class AttachStream:
-    """Reads the stream in a thread until it ends, and remembers how it did.
+    """Reads the stream into the session's tidings, in a thread, until it ends, and remembers how it did.
 
     `ended` is None while the session is attached; after that it is why it is not.
     """
 
-    def __init__(self, stub: vatt_pb2_grpc.EngineServiceStub, request: vatt_pb2.AttachRequest) -> None:
+    def __init__(
+        self, stub: vatt_pb2_grpc.EngineServiceStub, request: vatt_pb2.AttachRequest, tidings: Tidings
+    ) -> None:
         self.ended: VattError | None = None
-        self.last_notice: vatt_pb2.Notice | None = None
+        self._tidings = tidings
         self._first: vatt_pb2.Attached | None = None
         self._answered = threading.Event()
         self._closing = False
@@ -52,13 +55,7 @@ class AttachStream:
         error: grpc.RpcError | None = None
         try:
             for response in self._call:
-                if response.HasField("attached"):
-                    self._first = response.attached
-                elif response.HasField("notice"):
-                    self.last_notice = response.notice
-                    log.log(
-                        logging.DEBUG if self._closing else logging.WARNING, "vattd says: %s", response.notice.message
-                    )
+                self._hear(response)
                 self._answered.set()
         except grpc.RpcError as broken:
             error = broken
@@ -66,3 +63,19 @@ class AttachStream:
         self._answered.set()
         if not self._closing and self._first is not None:
             log.warning("session %s is fenced: %s", self._first.key.session_id, self.ended)
+
+    def _hear(self, response: vatt_pb2.AttachResponse) -> None:
+        match response.WhichOneof("event"):
+            case "attached":
+                self._first = response.attached
+                self._tidings.hear_attached()
+            case "notice":
+                level = logging.DEBUG if self._closing else logging.WARNING
+                log.log(level, "vattd says: %s", response.notice.message)
+                self._tidings.hear_notice(response.notice)
+            case "guarantee":
+                self._tidings.hear_guarantee(response.guarantee)
+            case "reclaim":
+                self._tidings.hear_reclaim(response.reclaim)
+            case _:  # of a later version of the wire
+                pass

@@ -16,6 +16,7 @@ from vattention import embedded, fork_guard
 from vattention.attach_stream import AttachStream
 from vattention.config import ClientConfig
 from vattention.handle_socket import HandleConnection
+from vattention.tidings import Tidings
 
 ATTACH_TIMEOUT_S = 10.0
 _CHANNEL_OPTIONS = (
@@ -53,6 +54,7 @@ class Connection:
         fork_guard.about_to_open_a_channel()
         self._caller = caller
         self._sockets = sockets
+        self.tidings = Tidings()
         with ExitStack() as undo:
             channel = grpc.insecure_channel(f"unix:{sockets.engine.absolute()}", options=_CHANNEL_OPTIONS)
             undo.callback(channel.close)
@@ -121,7 +123,7 @@ class Connection:
                 client_name=self._caller.client_name,
                 resume=resume,
             )
-            stream = AttachStream(self.stub, request)
+            stream = AttachStream(self.stub, request, self.tidings)
             undo.callback(stream.close)
             attached = stream.attached(ATTACH_TIMEOUT_S)
             facts = (attached.page_size_bytes, attached.max_pages_per_lease, attached.max_runs_per_message)

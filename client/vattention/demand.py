@@ -44,6 +44,9 @@ class Demand:
         self._turn_to(now_s)
         self._taken_pages += page_count
 
+    def forget(self) -> None:
+        self._taken_pages = self._taken_before_pages = 0
+
     def watermarks(self, now_s: float) -> Watermarks:
         self._turn_to(now_s)
         taken_pages = self._taken_pages + self._taken_before_pages

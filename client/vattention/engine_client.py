@@ -103,6 +103,12 @@ class EngineClient:
         request = vatt_pb2.ReportUsageRequest(key=self._key, **asdict(usage))
         self._tell(lambda: self._stub.ReportUsage(request, timeout=ANSWER_TIMEOUT_S))
 
+    def answer_reclaim(self, reclaim_id: int) -> None:
+        """Say that what could be given back for this Reclaim has been; what is owed to vattd goes first."""
+        self.settle()
+        request = vatt_pb2.AnswerReclaimRequest(key=self._key, reclaim_id=reclaim_id)
+        self._tell(lambda: self._stub.AnswerReclaim(request, timeout=ANSWER_TIMEOUT_S))
+
     def leave(self) -> None:
         """The session is about to close: from now on one lost answer is enough, and vattd is told nothing more."""
         self._leaving = True

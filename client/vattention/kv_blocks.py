@@ -31,7 +31,7 @@ class KVBlocks:
         self.page_size_bytes = geometry.page_size_bytes
         self.pages_per_block = sum(band.column_count for band in geometry.bands)
         self._pool_pages_per_block = self.pages_per_block * geometry.pool_pages_per_page
-        self._most_blocks = session.pool_pages // self._pool_pages_per_block
+        self._session = session
         self._reserved_blocks: int | None = None
 
     # Counting
@@ -40,6 +40,10 @@ class KVBlocks:
     def total_blocks(self) -> int:
         """What `reserve` said; before, as many as the pool could ever lend."""
         return self._most_blocks if self._reserved_blocks is None else self._reserved_blocks
+
+    @property
+    def _most_blocks(self) -> int:
+        return self._session.pool_pages // self._pool_pages_per_block
 
     @property
     def free_blocks(self) -> int:

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from vatt.errors import Closed, InvalidRequest
+from vatt.pages import Extent
 from vatt.usage import Usage
 from vattention import fork_guard
+from vattention.admission import Admission, Lender
 from vattention.device_fence import DONE, Fence, default_fence
 from vattention.integers import as_integer
 from vattention.keeper import Keeper
@@ -23,6 +25,7 @@ from vattention.layout import Counts, Geometry, KVCacheSpec, Layout
 from vattention.mapper import Mapper
 from vattention.memory_report import MemoryReport
 from vattention.page_cache import PageCache
+from vattention.page_source import check_wait
 from vattention.row_pages import RowPages
 from vattention.rows import RowNumbers, Rows
 from vattention.shared_rows import SharedRows
@@ -35,7 +38,7 @@ class Closeable(Protocol):
     def close(self) -> None: ...
 
 
-class PageHome(Protocol):
+class PageHome(Lender, Protocol):
     """What a KV cache needs of a session."""
 
     @property
@@ -111,6 +114,7 @@ class KVCache:
             self._behind = RowPages(self.geometry, self._range, self._mapper, self._pages)
             self._rows = Rows(self.geometry, self._behind, self._pages, self, lambda: self.fence(), clock)
             self._shared = SharedRows(self._rows, self.geometry, self._pages, self._memory)
+            self._admission = Admission(self._rows, session, self._pages, self, self._check_open, clock)
             self._keeper = Keeper(self._rows, self._pages, lambda: self._share_pages, clock)
             self._pages.join(self)
             undo.pop_all()
@@ -165,6 +169,23 @@ class KVCache:
         if is_spoilt:
             with self._emptied(number):
                 pass
+        self._changed()
+        return number
+
+    def admit_slot(self, token_count: int, *, wait_s: float = 0.0) -> int:
+        """A free slot for a new request, with memory behind `token_count` tokens: it holds them as after `grow`.
+
+        What the kept pages of the slot that fits best and the page cache lack is leased to ADMIT. Where vattd has too
+        little, the kept pages of other slots are used, and then the lease queues for up to `wait_s` seconds, while the
+        other slots go on. All of it, or an error, and then no slot is taken.
+
+        Raises InvalidRequest if all slots are in use; PoolExhausted (WaitHopeless where waiting does not help),
+        LimitExceeded or OutOfMemory for want of pages; Draining and SessionEvicted where an operator wants no new
+        requests; and what else Session.lease raises.
+        """
+        self._birth.check()
+        check_wait(wait_s)
+        number = self._admission.admit(self._checked_token_count(token_count), wait_s)
         self._changed()
         return number
 
@@ -352,16 +373,20 @@ class KVCache:
                 freed += sum(extent.page_count for extent in pages)
         return freed
 
-    def put_back_idle(self, page_count: int) -> int:
-        """About so many pages of finished slots given up, for another cache of the session; how many it was. Waits for
-        no lock, and for the device only if the fence itself does."""
+    def idle_pages(self, *, finished_only: bool = True) -> int:
+        """Pages that finished slots keep or, without `finished_only`, running ones have over what they hold and expect
+        too."""
+        self._birth.check()
+        return self._rows.idle_pages(finished_only=finished_only)
+
+    def gather_idle(self, page_count: int, *, finished_only: bool = True) -> list[Extent]:
+        """About so many of the idle pages, unmapped and the caller's from now on: for another cache of the session, or
+        for vattd. Waits for no lock, and for the device only if the fence itself does."""
         self._birth.check()
         with self._rows.mapping_if_free() as held:
             if not held or self._closed:
-                return 0
-            extents = self._rows.reclaim(page_count, {}, finished_only=True, waits=False)
-        self._pages.put(extents)
-        return sum(extent.page_count for extent in extents)
+                return []
+            return self._rows.gather_idle(page_count, finished_only=finished_only)
 
     def settle(self, timeout_s: float = SETTLE_TIMEOUT_S) -> bool:
         """Wait until the background has nothing left to do; False if that takes longer. For tests and measurements."""

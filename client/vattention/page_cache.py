@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vatt.errors import Closed, InvalidRequest, VattError
-from vatt.pages import Extent, FreeExtents
+from vatt.pages import Extent, FreeExtents, page_count_of
 from vatt.usage import Usage
 from vattention import fork_guard
-from vattention.demand import IDLE, Demand
+from vattention.demand import IDLE, Demand, Watermarks
 from vattention.page_source import LeasePurpose, PageSource
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ PAUSE_S = 0.005
 REFILL_PAGES = 64
 # After a refused refill the background leaves vattd alone for so long; a take asks at once all the same.
 REFILL_BACKOFF_S = 1.0
+# After vattd asked for pages, none is kept here for so long: else they would be leased again as soon as they are free.
+RECLAIM_REST_S = 2.0
 
 
 class PageUser(Protocol):
@@ -34,8 +36,13 @@ class PageUser(Protocol):
 
     def usage(self) -> Usage: ...
 
-    def put_back_idle(self, page_count: int) -> int:
-        """Put about so many idle pages back, and say how many it was. Waits for nobody: the asker holds a lock."""
+    def idle_pages(self, *, finished_only: bool = True) -> int:
+        """How many pages `gather_idle` could gather in the end."""
+
+    def gather_idle(self, page_count: int, *, finished_only: bool = True) -> list[Extent]:
+        """Unmap about so many idle pages, the caller's from now on: those of finished slots, or what running slots have
+        over their need as well. Only what the device is done with; waits for nobody, since the asker may hold a lock.
+        """
 
 
 def deal(free: FreeExtents, runs: Sequence[int], after: Sequence[int | None] | None = None) -> list[list[Extent]]:
@@ -73,20 +80,21 @@ class PageCache:
         source: PageSource,
         usage: Callable[[], Usage],
         clock: Callable[[], float] = time.monotonic,
-        spare_pages: int = 0,
+        spare_pages: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`spare_pages` may be kept by an engine that has taken as many lately, beside what its slots take in a step.
-        `usage` says how many pages are mapped, by whomever; what they are used for comes from those who join."""
+        """`spare_pages` says how many an engine that has taken as many lately may keep, beside what its slots take in a
+        step. `usage` says how many pages are mapped, by whomever; what they are used for comes from those who join."""
         self._source = source
         self._mapped_usage = usage
         self._clock = clock
         self._birth = fork_guard.Birth()
         self._free = FreeExtents()
-        self._demand = Demand(spare_pages)
+        self._demand = Demand()
+        self._spare_pages = spare_pages
         self._users: weakref.WeakSet[PageUser] = weakref.WeakSet()
         self._growth_steps: dict[int, int] = {}
         self._reported = Usage()
-        self._report_after_s = self._rest_until_s = float("-inf")
+        self._report_after_s = self._rest_until_s = self._keep_after_s = float("-inf")
         self._closed = False
         self._changed = threading.Condition()
         # Held while asking for pages, so that a take waits for a refill under way instead of asking beside it.
@@ -127,13 +135,28 @@ class PageCache:
 
     def reclaim(self, page_count: int, asker: PageUser) -> bool:
         """Have the users other than `asker` put back idle pages, about so many in all. Did any come?"""
-        with self._changed:
-            users = [user for user in self._users if user is not asker]
         before = page_count
-        for user in users:
-            if page_count > 0:
-                page_count -= user.put_back_idle(page_count)
+        for user in self.users():
+            if page_count > 0 and user is not asker:
+                extents = user.gather_idle(page_count)
+                self.put(extents)
+                page_count -= page_count_of(extents)
         return page_count < before
+
+    def users(self) -> list[PageUser]:
+        """Those who have joined."""
+        with self._changed:
+            return list(self._users)
+
+    def give_up(self, page_count: int) -> list[Extent]:
+        """Up to so many of the pages here, for the caller to give back: vattd wants them. For a while none is fetched
+        or kept in their place; a `take` asks for what it lacks as ever."""
+        self._birth.check()
+        with self._changed:
+            self._demand.forget()
+            self._keep_after_s = self._clock() + RECLAIM_REST_S
+            self._changed.notify_all()
+            return self._free.take(page_count)
 
     def take(self, runs: Sequence[int], after: Sequence[int | None] | None = None) -> list[list[Extent]]:
         """A list of extents for each run length asked, as `deal` deals them: all of them, or an error.
@@ -222,22 +245,26 @@ class PageCache:
 
     def _usage(self) -> Usage:
         """Called with no lock held: users take their own, and hold them while they take pages here."""
-        with self._changed:
-            users = list(self._users)
-        joined = sum((user.usage() for user in users), Usage())
+        joined = sum((user.usage() for user in self.users()), Usage())
         return dataclasses.replace(joined, mapped_pages=0) + self._mapped_usage()
 
     def _is_idle(self, usage: Usage) -> bool:
         """Can only a caller change anything now? Not while something is in use: tokens come and go without a word."""
-        marks = self._demand.watermarks(self._clock())
+        marks = self._watermarks(self._clock())
         return marks == IDLE and self._free.page_count == 0 and usage == self._reported == Usage()
 
     def _work_waits(self, usage: Usage) -> bool:
         now_s = self._clock()
         if now_s < self._rest_until_s:
             return False
-        marks = self._demand.watermarks(now_s)
+        marks = self._watermarks(now_s)
         return not marks.low_pages <= self._free.page_count <= marks.keep_pages or self._report_is_due(usage, now_s)
+
+    def _watermarks(self, now_s: float) -> Watermarks:
+        if now_s < self._keep_after_s:
+            return IDLE
+        self._demand.spare_pages = self._spare_pages()
+        return self._demand.watermarks(now_s)
 
     def _report_is_due(self, usage: Usage, now_s: float) -> bool:
         return now_s >= self._report_after_s and self._reported != usage
@@ -246,7 +273,7 @@ class PageCache:
         """Refill to the high watermark, or give back what is past keeping, and report the usage."""
         with self._leasing:
             with self._changed:
-                marks = self._demand.watermarks(self._clock())
+                marks = self._watermarks(self._clock())
                 is_short = self._free.page_count < marks.low_pages
                 short = min(marks.high_pages - self._free.page_count, REFILL_PAGES) if is_short else 0
                 excess = self._free.page_count - marks.keep_pages

@@ -6,8 +6,11 @@ import enum
 from collections.abc import Sequence
 from typing import Protocol
 
+from vatt.errors import InvalidRequest
 from vatt.pages import Extent
 from vatt.usage import Usage
+
+MAX_WAIT_S = 3600.0
 
 
 class LeasePurpose(enum.Enum):
@@ -35,3 +38,9 @@ class PageSource(Protocol):
 
     def report_usage(self, usage: Usage) -> None:
         """Say what the pages are used for."""
+
+
+def check_wait(wait_s: float) -> None:
+    """Raises InvalidRequest for what a lease to ADMIT cannot wait."""
+    if isinstance(wait_s, bool) or not isinstance(wait_s, (int, float)) or not 0 <= wait_s <= MAX_WAIT_S:
+        raise InvalidRequest(f"wait_s must be 0 to {MAX_WAIT_S:g} seconds, not {wait_s!r}")  # nan is not between

@@ -167,6 +167,19 @@ class Rows:
         self.announce_growth()
         return True
 
+    def extend_to(self, row: int, token_count: int, offering: Sequence[Extent]) -> None:
+        """Map what a row lacks for so many tokens: what is offered first, then pages of the page cache, where the rest
+        of the offer goes. After an error it is still the caller's."""
+        rows = np.array([row])
+        extra = np.maximum(self.arithmetic.pages(token_count) - self.table.mapped[rows], 0)
+        if not extra.any():
+            self._pages.put(offering)
+            return
+        self._extend(rows, extra, offering)
+        with self.state:
+            self.table.set_mapped(rows, self.table.mapped[rows] + extra)
+        self.announce_growth()
+
     def extend_or_reclaim(self, rows: RowNumbers, missing: Counts, generous: Counts, wanted: dict[int, int]) -> Counts:
         """Map pages behind rows, `generous` if they are there and `missing` at least; says which it was."""
         try:
@@ -360,6 +373,20 @@ class Rows:
                         freed += self.cut_most(row, short, floor)
             undo.pop_all()
         return freed
+
+    def idle_pages(self, *, finished_only: bool) -> int:
+        """The pool's pages that `gather_idle` could gather in the end. Needs no lock."""
+        with self.state:
+            table = self.table
+            over = np.maximum(table.mapped - self.arithmetic.pages(np.maximum(table.length, table.expected)), 0)
+            page_counts = self.arithmetic.pool_pages(over)
+            return int((page_counts[~table.in_use] if finished_only else page_counts).sum())
+
+    def gather_idle(self, page_count: int, *, finished_only: bool) -> list[Extent]:
+        """As `reclaim`, of what the device is done with; what running rows are expected to fill is left to them."""
+        with self.state:
+            wanted = {row: int(self.table.expected[row]) for row in np.flatnonzero(self.table.in_use).tolist()}
+        return self.reclaim(page_count, wanted, finished_only=finished_only, waits=False)
 
     def cut_most(self, row: int, page_count: int, floor: Counts) -> list[Extent]:
         """Unmap about `page_count` of the pool's pages from a row's end, none of the first `floor`, once the device is

@@ -5,34 +5,32 @@ from __future__ import annotations
 import enum
 import logging
 import threading
-import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
-from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from vatt.errors import Closed, InvalidRequest, LimitExceeded, PoolExhausted, SessionFenced, VattError
-from vatt.pages import Extent, extents_of
+from vatt.errors import Closed, Draining, InvalidRequest, SessionEvicted, SessionFenced, VattError
+from vatt.pages import Extent
 from vatt.usage import Usage
 from vatt.v1 import vatt_pb2
 from vattention import fork_guard
 from vattention.config import read_config
 from vattention.connection import Caller, Connection
-from vattention.engine_client import EngineClient, Grant
-from vattention.integers import as_integer
+from vattention.engine_client import EngineClient
+from vattention.guarantee import Guarantee
+from vattention.leases import Leases
 from vattention.mapper import Mapper
 from vattention.page_cache import PageCache
-from vattention.page_import import GrantedRun, import_runs
 from vattention.page_source import LeasePurpose
+from vattention.reclaimer import OnPressure, Reclaimer
 from vattention.vmm import open_mapping
 
 log = logging.getLogger(__name__)
 
-MAX_WAIT_S = 3600.0
 UUID_PREFIXES = ("GPU-", "MIG-")
 # A busy engine may keep this part of the pool unmapped, so as not to lease what it gave back a moment ago.
 SPARE_DIVISOR = 40
@@ -51,11 +49,11 @@ class Closeable(Protocol):
 class Session:
     """This process's attachment to one device's vattd, as one tenant. Thread-safe; closed to forked children.
 
-    `mapper` maps the session's pages, `pages` keeps some at hand; KV caches use both.
-    Invariant: `_generation_of` holds exactly the pages that are leased and imported, by page id.
+    `mapper` maps the session's pages, `pages` keeps some at hand; KV caches use both. Pages that vattd wants back are
+    given back in the background: see `on_pressure`.
     """
 
-    def __init__(self, connection: Connection, mapper: Mapper) -> None:
+    def __init__(self, connection: Connection, mapper: Mapper, on_pressure: OnPressure | None = None) -> None:
         """Takes over both; `connect` is how to get one."""
         attached = connection.attached
         self._connection = connection
@@ -63,15 +61,18 @@ class Session:
         self._client = EngineClient(
             connection.stub, attached.key, attached.max_runs_per_message, attached.max_pages_per_lease
         )
+        self._leases = Leases(connection, self._client, mapper)
         self._lock = threading.Lock()
-        # Two imports at a time could both find a slab's descriptor missing.
-        self._importing = threading.Lock()
-        self._generation_of: dict[int, int] = {}
         self._dependents: weakref.WeakSet[Closeable] = weakref.WeakSet()
         self._closed = False
         self.mapper = mapper
-        spare_pages = attached.pool_pages // SPARE_DIVISOR
-        self.pages = PageCache(self, lambda: Usage(mapped_pages=mapper.mapped_pages), spare_pages=spare_pages)
+        self.pages = PageCache(
+            self,
+            lambda: Usage(mapped_pages=mapper.mapped_pages),
+            spare_pages=lambda: self.pool_pages // SPARE_DIVISOR,
+        )
+        self._reclaimer = Reclaimer(self.pages, self.give_back, self._client.answer_reclaim, on_pressure)
+        connection.tidings.tell_of_reclaims(self._reclaimer.ask)
 
     @classmethod
     def connect(
@@ -82,15 +83,17 @@ class Session:
         socket_dir: Path | str | None = None,
         client_name: str | None = None,
         page_size_bytes: int | None = None,
+        on_pressure: OnPressure | None = None,
     ) -> Session:
         """Attach to the vattd of `device` (`host` or a GPU's UUID; None: the only one there is).
 
         Looks in `socket_dir`, else where the environment says; with VATTENTION_DAEMON=embedded a private vattd is
-        started, with pages of `page_size_bytes` if that is given.
-        Raises InvalidRequest, DaemonUnreachable, TenantDenied, VersionUnsupported, DeviceNotFound.
+        started, with pages of `page_size_bytes` if that is given. `on_pressure` is the property of that name.
+        Raises InvalidRequest, DaemonUnreachable, TenantDenied, VersionUnsupported, DeviceNotFound, Draining.
         """
         with ExitStack() as undo:
             _check_device(device)
+            _check_callback(on_pressure)
             caller = Caller(tenant, client_name if client_name is not None else f"vattention/{_version()}")
             directory = _directory(socket_dir) if socket_dir is not None else None
             connection = Connection.open(caller, read_config(), device, directory, page_size_bytes)
@@ -98,7 +101,7 @@ class Session:
             facts = connection.attached
             mapper = Mapper(open_mapping(facts.device.backend, facts.device.uuid, facts.page_size_bytes))
             undo.callback(mapper.close)
-            session = cls(connection, mapper)
+            session = cls(connection, mapper, on_pressure)
             undo.pop_all()
         return session
 
@@ -107,17 +110,46 @@ class Session:
         return self._connection.attached.key.session_id
 
     @property
+    def device_uuid(self) -> str:
+        """As NVML names the device; "host" for host memory."""
+        return self._connection.attached.device.uuid
+
+    @property
     def page_size_bytes(self) -> int:
         return self.mapper.page_size_bytes
 
     @property
     def pool_pages(self) -> int:
-        """The most pages that could ever be leased: the pool's limit, which all sessions share."""
-        return self._connection.attached.pool_pages
+        """The most pages that could be leased: the pool's limit, or the tenant's max, which its sessions share."""
+        pool_pages, guarantee = self._connection.attached.pool_pages, self.guarantee
+        if guarantee is None or guarantee.max_bytes is None:
+            return pool_pages
+        return min(pool_pages, guarantee.max_bytes // self.page_size_bytes)
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What the session's tenant is guaranteed now; None until vattd has said it, right after connecting."""
+        return self._connection.tidings.guarantee
 
     @property
     def leased_pages(self) -> int:
-        return len(self._generation_of)
+        return self._leases.page_count
+
+    @property
+    def on_pressure(self) -> OnPressure | None:
+        """Called when vattd wants pages back that running requests hold, with how many are wanted beyond what was idle.
+
+        Called in a thread of the library's, which holds no lock. It should free or preempt requests (`free_slot`,
+        `shrink`), or tell the scheduler to. Pages that are idle when it returns are given back at once; vattd asks
+        again for those that come free later. It may call anything of the session, `close` as well; what it raises is
+        logged.
+        """
+        return self._reclaimer.on_pressure
+
+    @on_pressure.setter
+    def on_pressure(self, callback: OnPressure | None) -> None:
+        _check_callback(callback)
+        self._reclaimer.on_pressure = callback
 
     @property
     def state(self) -> SessionState:
@@ -127,8 +159,18 @@ class Session:
 
     @property
     def last_notice(self) -> vatt_pb2.Notice | None:
-        """What vattd said last: that it stops, or that the device is lost."""
-        return self._connection.stream.last_notice
+        """What vattd said last: that it stops, say, or that the device is lost."""
+        return self._connection.tidings.last_notice
+
+    @property
+    def draining(self) -> bool:
+        """An operator has this vattd drained: let running requests end, begin no others."""
+        return self._connection.tidings.is_draining
+
+    @property
+    def evicted(self) -> bool:
+        """An operator asked this session to leave: no page is lent to it any more."""
+        return self._connection.tidings.is_evicted
 
     def lease(
         self,
@@ -140,39 +182,19 @@ class Session:
     ) -> list[Extent]:
         """Lease pages and import them, ready to map: at least `min_page_count` (0: all of them), or none and an error.
 
-        Only ADMIT may wait. Raises PoolExhausted, LimitExceeded, OutOfMemory, SessionFenced, ShuttingDown,
-        DaemonUnreachable.
+        Only ADMIT may wait. Raises PoolExhausted, WaitHopeless, LimitExceeded, OutOfMemory, SessionFenced,
+        SessionEvicted, ShuttingDown, Draining (an ADMIT), DaemonUnreachable.
         """
         self._check_usable()
-        page_count = as_integer(page_count, "page_count")
-        min_page_count = as_integer(min_page_count, "min_page_count")
-        if page_count < 1 or not 0 <= min_page_count <= page_count:
-            raise InvalidRequest(f"a lease of {page_count} pages, at least {min_page_count}")
-        _check_wait(wait_s, purpose)
-        least = min_page_count or page_count
-        deadline_s = time.monotonic() + wait_s  # for all parts together
-        held: list[Extent] = []
-        held_count = 0
-        with self._closed_meanwhile(), ExitStack() as undo:
-            # One request may ask for so many pages at most; the rest is asked for in further ones.
-            while held_count < page_count:
-                ask = min(page_count - held_count, self._connection.attached.max_pages_per_lease)
-                left_s = max(0.0, deadline_s - time.monotonic()) if wait_s else 0.0
-                try:
-                    grant = self._client.lease(ask, max(1, min(ask, least - held_count)), purpose, left_s)
-                except (PoolExhausted, LimitExceeded):
-                    if held and held_count >= least:
-                        break
-                    raise
-                extents = self._take_in(grant, ask)
-                undo.callback(self.give_back, extents)
-                held += extents
-                granted = sum(extent.page_count for extent in extents)
-                held_count += granted
-                if granted < ask:
-                    break
-            undo.pop_all()
-        return held
+        with self._closed_meanwhile():
+            return self._leases.lease(page_count, min_page_count, purpose, wait_s)
+
+    def check_admits(self) -> None:
+        """Raises Draining or SessionEvicted if no new request should begin, whatever pages are at hand."""
+        if self.evicted:
+            raise SessionEvicted("an operator asked this session to leave: end its requests and close it")
+        if self.draining:
+            raise Draining("vattd is drained: let running requests end, and begin no others until it is resumed")
 
     def give_back(self, extents: Sequence[Extent]) -> None:
         """Return pages that are mapped nowhere and that the device has stopped using.
@@ -181,24 +203,7 @@ class Session:
         be reached is told later.
         """
         self._birth.check()
-        with self._lock:
-            generation_of = {
-                page_id: self._generation_of.pop(page_id)
-                for extent in extents
-                for page_id in extent.page_ids
-                if page_id in self._generation_of
-            }
-        released: list[vatt_pb2.PageRun] = []
-        try:
-            for extent in extents_of(generation_of):
-                self.mapper.release(extent)
-                released += _page_runs(extent, generation_of)
-                for page_id in extent.page_ids:
-                    del generation_of[page_id]
-        finally:
-            with self._lock:
-                self._generation_of.update(generation_of)  # what the driver refused to release stays held
-            self._client.return_pages(released)
+        self._leases.give_back(extents)
 
     def report_usage(self, usage: Usage) -> None:
         """Tell vattd what the pages are used for, for its status and metrics. The page cache does it."""
@@ -214,8 +219,7 @@ class Session:
         self._birth.check()
         if self._closed:
             raise Closed("the session is closed")
-        with self._importing:
-            self._connection.resume()
+        self._leases.resume()
         self._client.settle()
 
     def close_first(self, dependent: Closeable) -> None:
@@ -225,6 +229,7 @@ class Session:
     def close(self) -> None:
         """Close the session's KV caches, return every page, detach. Idempotent; in a forked child it does nothing.
 
+        An `on_pressure` under way is not waited for, and may be who calls.
         Raises the first error. If one left pages mapped or in use, vattd keeps them from others until this process
         ends: it is told nothing but the end of the stream.
         """
@@ -237,11 +242,11 @@ class Session:
             dependents = list(self._dependents)
         self._client.leave()
         try:
-            _close_each([*dependents, self.pages])
+            _close_each([self._reclaimer, *dependents, self.pages])
             self.mapper.close()
             # Only here is it sure that no page is mapped or in use: vattd lends what a detached session had to others.
             self._detach()
-            self._generation_of.clear()
+            self._leases.forget()
         finally:
             self._connection.close()
 
@@ -270,22 +275,6 @@ class Session:
             if self._closed and not isinstance(error, Closed):
                 raise Closed("the session was closed meanwhile") from error
             raise
-
-    def _take_in(self, grant: Grant, asked_pages: int) -> list[Extent]:
-        """Import what was granted, or cancel the grant."""
-        with ExitStack() as undo:
-            undo.callback(self._client.cancel, grant.request_id)
-            runs = [GrantedRun.from_wire(leased, self.page_size_bytes) for leased in grant.runs]
-            page_count = sum(run.extent.page_count for run in runs)
-            if not 1 <= page_count <= asked_pages:
-                raise VattError(f"vattd granted {page_count} pages where {asked_pages} were asked for")
-            with self._importing:
-                import_runs(runs, self.mapper, self._connection.handles)
-            with self._lock:
-                for run in runs:
-                    self._generation_of.update(dict.fromkeys(run.extent.page_ids, run.generation))
-            undo.pop_all()
-        return [run.extent for run in runs]
 
     def _detach(self) -> None:
         self._connection.stream.expect_end()
@@ -322,18 +311,9 @@ def _check_device(device: str | None) -> None:
         )
 
 
-def _check_wait(wait_s: float, purpose: LeasePurpose) -> None:
-    if isinstance(wait_s, bool) or not isinstance(wait_s, (int, float)) or not 0 <= wait_s <= MAX_WAIT_S:
-        raise InvalidRequest(f"wait_s must be 0 to {MAX_WAIT_S:g} seconds, not {wait_s!r}")  # nan is not between
-    if wait_s and purpose is not LeasePurpose.ADMIT:
-        raise InvalidRequest("only a lease to ADMIT may wait")
-
-
-def _page_runs(extent: Extent, generation_of: Mapping[int, int]) -> Iterator[vatt_pb2.PageRun]:
-    """The extent's pages as the wire names them: a run has one generation."""
-    for generation, page_ids in groupby(extent.page_ids, key=generation_of.__getitem__):
-        pages = list(page_ids)
-        yield vatt_pb2.PageRun(first_page_id=pages[0], page_count=len(pages), generation=generation)
+def _check_callback(callback: OnPressure | None) -> None:
+    if callback is not None and not callable(callback):
+        raise InvalidRequest(f"on_pressure must be callable, not {callback!r}")
 
 
 def _version() -> str:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from vatt.errors import PoolExhausted
+from vatt.errors import Draining, PoolExhausted
 from vatt.pages import Extent, FreeExtents, page_count_of
 from vatt.usage import Usage
 from vattention.kvcache import Closeable, KVCache
@@ -35,6 +35,7 @@ class HostPages:
         self.pool_pages = page_count
         self.leased_pages = 0
         self.lease_count = 0
+        self.is_draining = False
         self.driver = HostMapping(page_size_bytes)
         self.mapper = mapper_of(self.driver)
         self.pages = PageCache(self, lambda: Usage(mapped_pages=self.mapper.mapped_pages))
@@ -71,6 +72,10 @@ class HostPages:
 
     def report_usage(self, usage: Usage) -> None:
         pass
+
+    def check_admits(self) -> None:
+        if self.is_draining:
+            raise Draining("no new requests")
 
     def close_first(self, dependent: Closeable) -> None:
         self._dependents.append(dependent)

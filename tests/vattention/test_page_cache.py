@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from vatt.errors import Closed, InvalidRequest, PoolExhausted
 from vatt.pages import Extent, FreeExtents, page_count_of
 from vatt.usage import Usage
-from vattention.page_cache import PageCache
+from vattention.page_cache import RECLAIM_REST_S, PageCache
 from vattention.page_source import LeasePurpose
 
 WAIT_S = 10.0
@@ -185,6 +185,54 @@ def test_closing_gives_everything_back_and_later_puts_go_straight_back() -> None
 def test_a_run_of_no_pages_is_refused() -> None:
     with cache_of(FakeSource(1)) as cache, pytest.raises(InvalidRequest):
         cache.take([1, 0])
+
+
+def test_what_was_given_up_is_not_fetched_again_until_the_rest_is_over_though_a_take_is_served() -> None:
+    source, now_s = FakeSource(100), [100.0]
+    cache = PageCache(source, Usage, clock=lambda: now_s[0])
+    cache.set_growth_step(cache, 8)
+    taken = cache.take([8])
+    with source.changed:
+        assert source.changed.wait_for(lambda: source.free.page_count < 100 - 8, WAIT_S)
+    with cache._leasing:  # no refill is under way
+        source.give_back(cache.give_up(100))
+        assert cache.page_count == 0
+    leases = len(source.leases)
+    for _ in range(3):
+        taken += cache.take([5])
+        cache.put(taken.pop())  # kept by nobody: the background has had its turn when it is gone
+        with source.changed:
+            assert source.changed.wait_for(lambda: source.free.page_count == 100 - 8, WAIT_S)
+    assert source.leases[leases:] == [5] * 3
+    now_s[0] += RECLAIM_REST_S
+    taken += cache.take([5])
+    with source.changed:
+        assert source.changed.wait_for(lambda: source.free.page_count < 100 - 8 - 5, WAIT_S)
+    cache.close()
+
+
+def test_no_more_is_given_up_than_lies_here() -> None:
+    source = FakeSource(100)
+    with cache_of(source) as cache:
+        assert cache.give_up(5) == []
+        cache.set_growth_step(cache, 50)
+        cache.put(cache.take([30])[0])
+        given_up = cache.give_up(7)
+        assert page_count_of(given_up) == 7
+        assert page_count_of(cache.give_up(1000)) <= 23
+        source.give_back(given_up)
+
+
+def test_spare_pages_follow_what_the_tenant_may_have_while_the_engine_runs() -> None:
+    source, spare, now_s = FakeSource(100), [40], 100.0
+    cache = PageCache(source, Usage, clock=lambda: now_s, spare_pages=lambda: spare[0])
+    cache.put(cache.take([40])[0])
+    spare[0] = 10
+    with cache._changed:
+        cache._changed.notify_all()
+    with source.changed:
+        assert source.changed.wait_for(lambda: source.free.page_count >= 90, WAIT_S)
+    cache.close()
 
 
 class PageCacheMachine(RuleBasedStateMachine):

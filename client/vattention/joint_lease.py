@@ -1,0 +1,67 @@
+"""Pages on several devices at once: for ranks of a tensor-parallel engine, and for replicas."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Protocol
+
+from vatt.errors import PoolExhausted, WaitHopeless
+from vatt.pages import Extent
+from vattention.page_source import LeasePurpose, check_wait
+
+
+class DeviceSession(Protocol):
+    """What is needed of a session."""
+
+    @property
+    def device_uuid(self) -> str: ...
+    def lease(
+        self,
+        page_count: int,
+        *,
+        min_page_count: int = 0,
+        purpose: LeasePurpose = LeasePurpose.GROW,
+        wait_s: float = 0.0,
+    ) -> list[Extent]: ...
+    def give_back(self, extents: Sequence[Extent]) -> None: ...
+
+
+def lease_on_all(
+    sessions: Sequence[DeviceSession],
+    page_count: int,
+    *,
+    wait_s: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[list[Extent]]:
+    """Lease `page_count` pages in each of the sessions, all or none, for new requests (ADMIT). In their order.
+
+    Nothing is held while waiting, so that two callers cannot wait for each other: devices are asked in the order of
+    their UUIDs, at once or not at all. What has been leased when one refuses is given back; then that one alone is
+    waited for, and the others are asked again. Raises the refusal once `wait_s` is over, and what Session.lease raises
+    otherwise.
+    """
+    check_wait(wait_s)
+    deadline_s = clock() + wait_s
+    order = sorted(range(len(sessions)), key=lambda at: sessions[at].device_uuid)
+    # The one to wait for, which then comes first: nothing is held yet.
+    refusing: int | None = None
+    while True:
+        held: dict[int, list[Extent]] = {}
+        with ExitStack() as undo:
+            for at in sorted(order, key=lambda at: at != refusing):  # stable: otherwise in order
+                left_s = max(0.0, deadline_s - clock()) if at == refusing else 0.0
+                try:
+                    held[at] = sessions[at].lease(page_count, purpose=LeasePurpose.ADMIT, wait_s=left_s)
+                except WaitHopeless:
+                    raise
+                except PoolExhausted:
+                    if at == refusing or clock() >= deadline_s:
+                        raise
+                    refusing = at
+                    break
+                undo.callback(sessions[at].give_back, held[at])
+            else:
+                undo.pop_all()
+                return [held[at] for at in range(len(sessions))]

@@ -1,0 +1,126 @@
+"""The pages that a session holds: leased from vattd, imported, and returned."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+
+from vatt.errors import InvalidRequest, LimitExceeded, PoolExhausted, VattError
+from vatt.pages import Extent, extents_of
+from vatt.v1 import vatt_pb2
+from vattention.connection import Connection
+from vattention.engine_client import EngineClient, Grant
+from vattention.integers import as_integer
+from vattention.mapper import Mapper
+from vattention.page_import import GrantedRun, import_runs
+from vattention.page_source import LeasePurpose, check_wait
+
+
+class Leases:
+    """Leases and returns pages, which the mapper then has or has no more. Thread-safe.
+
+    Invariant: `_generation_of` holds exactly the pages that are leased and imported, by page id.
+    """
+
+    def __init__(self, connection: Connection, client: EngineClient, mapper: Mapper) -> None:
+        self._connection = connection
+        self._client = client
+        self._mapper = mapper
+        self._lock = threading.Lock()
+        # Two imports at a time could both find a slab's descriptor missing.
+        self._importing = threading.Lock()
+        self._generation_of: dict[int, int] = {}
+
+    @property
+    def page_count(self) -> int:
+        return len(self._generation_of)
+
+    def lease(self, page_count: int, min_page_count: int, purpose: LeasePurpose, wait_s: float) -> list[Extent]:
+        """As Session.lease."""
+        page_count = as_integer(page_count, "page_count")
+        min_page_count = as_integer(min_page_count, "min_page_count")
+        if page_count < 1 or not 0 <= min_page_count <= page_count:
+            raise InvalidRequest(f"a lease of {page_count} pages, at least {min_page_count}")
+        check_wait(wait_s)
+        if wait_s and purpose is not LeasePurpose.ADMIT:
+            raise InvalidRequest("only a lease to ADMIT may wait")
+        least = min_page_count or page_count
+        deadline_s = time.monotonic() + wait_s  # for all parts together
+        held: list[Extent] = []
+        held_count = 0
+        with ExitStack() as undo:
+            # One request may ask for so many pages at most; the rest is asked for in further ones.
+            while held_count < page_count:
+                ask = min(page_count - held_count, self._connection.attached.max_pages_per_lease)
+                left_s = max(0.0, deadline_s - time.monotonic()) if wait_s else 0.0
+                try:
+                    grant = self._client.lease(ask, max(1, min(ask, least - held_count)), purpose, left_s)
+                except (PoolExhausted, LimitExceeded):
+                    if held and held_count >= least:
+                        break
+                    raise
+                extents = self._take_in(grant, ask)
+                undo.callback(self.give_back, extents)
+                held += extents
+                granted = sum(extent.page_count for extent in extents)
+                held_count += granted
+                if granted < ask:
+                    break
+            undo.pop_all()
+        return held
+
+    def give_back(self, extents: Sequence[Extent]) -> None:
+        """As Session.give_back."""
+        with self._lock:
+            generation_of = {
+                page_id: self._generation_of.pop(page_id)
+                for extent in extents
+                for page_id in extent.page_ids
+                if page_id in self._generation_of
+            }
+        released: list[vatt_pb2.PageRun] = []
+        try:
+            for extent in extents_of(generation_of):
+                self._mapper.release(extent)
+                released += _page_runs(extent, generation_of)
+                for page_id in extent.page_ids:
+                    del generation_of[page_id]
+        finally:
+            with self._lock:
+                self._generation_of.update(generation_of)  # what the driver refused to release stays held
+            self._client.return_pages(released)
+
+    def resume(self) -> None:
+        """Have the connection re-attach while no page is being imported."""
+        with self._importing:
+            self._connection.resume()
+
+    def forget(self) -> None:
+        """Nothing is held any more: vattd has been told so, and the mapper is closed."""
+        self._generation_of.clear()
+
+    def _take_in(self, grant: Grant, asked_pages: int) -> list[Extent]:
+        """Import what was granted, or cancel the grant."""
+        with ExitStack() as undo:
+            undo.callback(self._client.cancel, grant.request_id)
+            runs = [GrantedRun.from_wire(leased, self._mapper.page_size_bytes) for leased in grant.runs]
+            page_count = sum(run.extent.page_count for run in runs)
+            if not 1 <= page_count <= asked_pages:
+                raise VattError(f"vattd granted {page_count} pages where {asked_pages} were asked for")
+            with self._importing:
+                import_runs(runs, self._mapper, self._connection.handles)
+            with self._lock:
+                for run in runs:
+                    self._generation_of.update(dict.fromkeys(run.extent.page_ids, run.generation))
+            undo.pop_all()
+        return [run.extent for run in runs]
+
+
+def _page_runs(extent: Extent, generation_of: Mapping[int, int]) -> Iterator[vatt_pb2.PageRun]:
+    """The extent's pages as the wire names them: a run has one generation."""
+    for generation, page_ids in groupby(extent.page_ids, key=generation_of.__getitem__):
+        pages = list(page_ids)
+        yield vatt_pb2.PageRun(first_page_id=pages[0], page_count=len(pages), generation=generation)
