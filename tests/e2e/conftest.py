@@ -40,15 +40,15 @@ class Rig:
 
 
 @pytest.fixture(params=["host", "cudasim"])
-def rig(request: pytest.FixtureRequest) -> Iterator[Callable[[int], Rig]]:
-    """Makes a rig with a pool of so many pages of 64 KiB.
+def rig(request: pytest.FixtureRequest) -> Iterator[Callable[..., Rig]]:
+    """Makes a rig with a pool of so many pages of 64 KiB, and further options of `vattd start`.
 
     The simulated GPU's granularity is that small too, so that thousands of pages are quickly written.
     """
     with ExitStack() as stack:
 
-        def make(pool_pages: int) -> Rig:
-            arguments = ["--pool-max", str(pool_pages * PAGE), "--headroom", "1MiB"]
+        def make(pool_pages: int, *options: str) -> Rig:
+            arguments = ["--pool-max", str(pool_pages * PAGE), "--headroom", "1MiB", *options]
             if request.param == "host":
                 return Rig("host", stack.enter_context(Vattd(*arguments)), {}, None)
             # Fresh memory is full of a byte that nobody wrote: a page lent without a scrub would show it.

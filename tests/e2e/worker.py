@@ -20,7 +20,7 @@ from pathlib import Path
 
 from vatt.errors import PoolExhausted
 from vatt.pages import Extent
-from vattention import Session
+from vattention import LeasePurpose, Session
 
 SLOTS = 64
 MARK = ctypes.c_uint64 * 4
@@ -39,6 +39,8 @@ class Worker:
         self.serial = 0
         self.pages_written = self.pages_checked = self.refused = self.most_kernel_mappings = self.most_runs = 0
         self.most_mapped = 0
+        self.lock = threading.RLock()  # on_pressure comes on the library's thread
+        self.pressed = 0
 
     def address(self, row: int, place: int) -> int:
         return self.range.address + (row * self.row_pages + place) * self.page
@@ -59,7 +61,35 @@ class Worker:
         return "emptied"
 
     def grow(self, row: int, page_count: int) -> None:
-        extents = self.session.lease(page_count)
+        with self.lock:
+            self.take_in(row, self.session.lease(page_count))
+
+    def admit(self, page_count: int, wait_s: float) -> float:
+        """A new row, waited for without holding anything up; how long it took."""
+        begin_s = time.monotonic()
+        extents = self.session.lease(page_count, purpose=LeasePurpose.ADMIT, wait_s=wait_s)
+        took_s = time.monotonic() - begin_s
+        with self.lock:
+            row = min(range(SLOTS), key=lambda row: len(self.rows[row]))
+            self.empty(row)
+            self.take_in(row, extents)
+        return took_s
+
+    def give_up(self, page_count: int) -> None:
+        """on_pressure: rows are emptied until that is enough."""
+        with self.lock:
+            for row in self.random.sample(range(SLOTS), SLOTS):
+                if page_count <= 0:
+                    break
+                page_count -= len(self.rows[row])
+                self.empty(row)
+            self.pressed += 1
+
+    @property
+    def held_pages(self) -> int:
+        return sum(map(len, self.rows))
+
+    def take_in(self, row: int, extents: list[Extent]) -> None:
         place = len(self.rows[row])
         self.session.mapper.map(self.address(row, place), extents)
         for extent in extents:
