@@ -89,8 +89,8 @@ class Demo:
                 raise ChildFailed(f"the engine of {engine.tenant}", "ended badly", engine.log)
 
     async def status(self) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(await self._vattctl("-o", "json"))
-        return answer
+        [answer] = json.loads(await self._vattctl("-o", "json"))["daemons"]
+        return dict(answer)
 
     async def all_pages_back(self) -> None:
         """By the ledger and by the kernel. vattd gives idle memory back in the background, so within some seconds."""

@@ -1,57 +1,178 @@
-"""The admin side of one running vattd, as vattctl calls it."""
+"""The admin side of the vattds of this machine, as vattctl calls it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import pwd
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
 
 import click
 import grpc
 
 from vatt.errors import DaemonUnreachable, VattError
 from vatt.protocol import MAX_MESSAGE_BYTES
-from vatt.sockets import Sockets, find_daemon, search_dirs
+from vatt.sockets import Sockets, default_socket_dir, find_daemons, find_only_daemon, no_daemon, search_dirs
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattention.vmm import device_uuid
+from vattention.wire_errors import from_rpc
 
 ANSWER_WITHIN_S = 5.0
+# To give a large pool back takes the driver a while.
+SHRINK_WITHIN_S = 600.0
+# gRPC metadata for the audit log: who types what, by our word.
+CALLER_KEY = "vatt-caller"
 
-gpu_option = click.option("--gpu", "device", metavar="N|UUID|host", help="Which vattd, where several run.")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
 socket_dir_option = click.option(
     "--socket-dir",
     type=click.Path(file_okay=False, path_type=Path),
     help="Where vattd's sockets are.  [default: VATTD_SOCKET_DIR, else the user's and the system's run directories]",
 )
+gpu_option = click.option("--gpu", "device", metavar="N|UUID|host", help="Which vattd, where several run.")
+only_gpu_option = click.option("--gpu", "device", metavar="N|UUID|host", help="Only this one.  [default: all]")
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A daemon that did not answer, and why."""
+
+    sockets: Sockets
+    error: VattError
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The status of every vattd that answers, and who does not. `silence` is why, if none does."""
+
+    statuses: Sequence[pb.GetStatusResponse]
+    unreachable: Sequence[Unreachable]
+    silence: VattError | None
+
+    def check(self) -> None:
+        """Raises why none answers: DaemonUnreachable, or VattError if one is there and not for us."""
+        if self.silence is not None:
+            raise self.silence
+
+
+class Admin:
+    """One vattd, as an operator calls it; a context manager. `verb` is what was typed, for the audit log.
+
+    Every call raises what vattd refused it with; DaemonUnreachable, with what to type, if there was no answer.
+    """
+
+    def __init__(self, sockets: Sockets, verb: str) -> None:
+        if not os.access(sockets.admin, os.R_OK | os.W_OK) and sockets.admin.exists():
+            raise VattError(f"{sockets.admin} is open to its owner only: run vattctl as the user that runs vattd")
+        options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+        self.sockets = sockets
+        self._channel = grpc.insecure_channel(f"unix:{sockets.admin}", options=options)
+        self._stub = vatt_pb2_grpc.AdminServiceStub(self._channel)
+        self._metadata = ((CALLER_KEY, _caller(verb)),)
+
+    def __enter__(self) -> Admin:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def status(self) -> pb.GetStatusResponse:
+        return self._call(self._stub.GetStatus, pb.GetStatusRequest())
+
+    def reserve(self, request: pb.ReserveRequest) -> pb.Tenant:
+        """What the tenant has now."""
+        return self._call(self._stub.Reserve, request).tenant
+
+    def unreserve(self, tenant: str) -> None:
+        self._call(self._stub.Unreserve, pb.UnreserveRequest(tenant=tenant))
+
+    def evict(self, session_id: str, *, kill: bool) -> int:
+        """Bytes that the session leases now."""
+        return self._call(self._stub.Evict, pb.EvictRequest(session_id=session_id, kill=kill)).leased_bytes
+
+    def drain(self, *, resume: bool) -> int:
+        """Bytes that are leased now."""
+        return self._call(self._stub.Drain, pb.DrainRequest(resume=resume)).leased_bytes
+
+    def shrink(self, *, ask_sessions: bool) -> int:
+        """Bytes that went back to the device."""
+        request = pb.ShrinkRequest(ask_sessions=ask_sessions)
+        return self._call(self._stub.Shrink, request, SHRINK_WITHIN_S).freed_bytes
+
+    def _call(self, method: Callable[..., Response], request: Any, within_s: float = ANSWER_WITHIN_S) -> Response:
+        try:
+            return method(request, timeout=within_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raised = from_rpc(error)
+            if isinstance(raised, DaemonUnreachable):
+                raise _unreachable(self.sockets, error, within_s) from error
+            raise raised from error
 
 
 def find(device: str | None, socket_dir: Path | None) -> Sockets:
-    """Raises DaemonUnreachable with the command to type; InvalidRequest if several run and none is named."""
+    """The one vattd to change something at.
+
+    Raises DaemonUnreachable with the command to type; InvalidRequest if several run and none is named.
+    """
+    return find_only_daemon(_directories(socket_dir), device_uuid(device) if device is not None else None)
+
+
+def ask_all(device: str | None, socket_dir: Path | None, verb: str) -> Answers:
+    """The status of every vattd of this machine, or of every one for the device, all asked at one time."""
+    directories = _directories(socket_dir)
     if device is not None:
         device = device_uuid(device)
-    return find_daemon([socket_dir] if socket_dir is not None else search_dirs(os.environ), device)
+    found = find_daemons(directories, device)
 
-
-def get_status(sockets: Sockets) -> pb.GetStatusResponse:
-    """Raises DaemonUnreachable, VattError."""
-    with _admin(sockets) as admin:
-        return admin.GetStatus(pb.GetStatusRequest(), timeout=ANSWER_WITHIN_S)
-
-
-@contextmanager
-def _admin(sockets: Sockets) -> Iterator[vatt_pb2_grpc.AdminServiceStub]:
-    if not os.access(sockets.admin, os.R_OK | os.W_OK) and sockets.admin.exists():
-        raise VattError(f"{sockets.admin} is open to its owner only: run vattctl as the user that runs vattd")
-    options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
-    with grpc.insecure_channel(f"unix:{sockets.admin}", options=options) as channel:
+    def ask(sockets: Sockets) -> pb.GetStatusResponse | Unreachable:
         try:
-            yield vatt_pb2_grpc.AdminServiceStub(channel)
-        except grpc.RpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                device = sockets.directory.name
-                raise DaemonUnreachable(
-                    f"no vattd answers at {sockets.admin}: start one with `vattd start --gpu {device}`"
-                ) from error
-            raise VattError(f"vattd refused: {error.details()}") from error
+            with Admin(sockets, verb) as admin:
+                return admin.status()
+        except VattError as error:
+            return Unreachable(sockets, error)
+
+    with ThreadPoolExecutor(max(1, len(found))) as threads:
+        answers = list(threads.map(ask, found))
+    statuses = [answer for answer in answers if isinstance(answer, pb.GetStatusResponse)]
+    unreachable = [answer for answer in answers if isinstance(answer, Unreachable)]
+    silence: VattError | None = None
+    if not found:
+        silence = no_daemon(directories, device)
+    elif not statuses:
+        gone = all(isinstance(one.error, DaemonUnreachable) for one in unreachable)
+        silence = (DaemonUnreachable if gone else VattError)("; ".join(str(one.error) for one in unreachable))
+    return Answers(statuses, unreachable, silence)
+
+
+def _directories(socket_dir: Path | None) -> list[Path]:
+    return [socket_dir] if socket_dir is not None else search_dirs(os.environ)
+
+
+def _caller(verb: str) -> str:
+    uid = os.geteuid()
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = "somebody"
+    return f"{name} (uid {uid}) vattctl {verb}".encode("ascii", "backslashreplace").decode()
+
+
+def _unreachable(sockets: Sockets, error: grpc.RpcError, within_s: float) -> DaemonUnreachable:
+    options = f"--gpu {sockets.device}"
+    if sockets.directory.parent != default_socket_dir(os.environ):
+        options += f" --socket-dir {sockets.directory.parent}"
+    if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DaemonUnreachable(
+            f"vattd does not answer within {within_s:g} s at {sockets.admin}: "
+            f"try again (that is safe), or end it with `vattd stop {options}`"
+        )
+    return DaemonUnreachable(f"no vattd answers at {sockets.admin}: start one with `vattd start {options}`")

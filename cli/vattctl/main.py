@@ -7,8 +7,13 @@ import sys
 import click
 
 from vatt.errors import DaemonUnreachable, VattError
+from vattctl.drain import drain
+from vattctl.evict import evict
 from vattctl.replay.command import replay
+from vattctl.reserve import reserve, unreserve
+from vattctl.shrink import shrink
 from vattctl.status import status
+from vattctl.tenants import tenants
 
 EXIT_REFUSED = 1
 EXIT_UNREACHABLE = 3
@@ -20,8 +25,8 @@ def vattctl() -> None:
     """See and steer the vattd of this machine."""
 
 
-vattctl.add_command(status)
-vattctl.add_command(replay)
+for command in (status, tenants, reserve, unreserve, evict, drain, shrink, replay):
+    vattctl.add_command(command)
 
 
 def main() -> None:

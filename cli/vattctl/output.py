@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
 
-# Where the output is piped, a table is as wide as it needs.
+from vattctl.daemon import Answers, Unreachable
+
+# Where the output is piped and nobody says COLUMNS, a table is as wide as it needs.
 PIPED_WIDTH = 200
 
 
@@ -23,26 +31,83 @@ def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def show(renderable: RenderableType) -> None:
-    """On stdout. rich honours NO_COLOR, and uses no escape codes where nobody watches."""
+    """On stdout. rich honours NO_COLOR and COLUMNS, and uses no escape codes where nobody watches."""
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console.width = PIPED_WIDTH
     console.print(renderable)
 
 
-def as_json(message: Message) -> str:
-    return json.dumps(to_plain(message), indent=2)
+def new_table() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def name_cell(words: str) -> Text:
+    """Anybody's words in one line of a table: no markup, and cut short where the width is needed for figures."""
+    return Text(words, no_wrap=True, overflow="ellipsis")
+
+
+def spaced(parts: Iterable[RenderableType]) -> RenderableType:
+    """One below the other, an empty line between two."""
+    lines = [line for part in parts for line in (part, Text())]
+    return Group(*lines[:-1])
+
+
+def unreachable_words(answers: Answers) -> list[Text]:
+    """Nothing if all answer."""
+    lines = [f"{one.sockets.device}: {one.error}" for one in answers.unreachable]
+    return [Text("\n".join(lines), style="red")] if lines else []
+
+
+class NotedTable:
+    """A table of rows of one line each, with notes below a row: lines of words, which wrap where figures do not."""
+
+    def __init__(self, table: Table, notes: Iterable[Sequence[Text]]) -> None:
+        self._table, self._notes = table, list(notes)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        head, *rows = console.render_lines(self._table, options, pad=False)
+        yield from [*head, Segment.line()]
+        for row, notes in zip(rows, self._notes, strict=True):
+            yield from [*row, Segment.line()]
+            for note in notes:
+                yield Padding(note, (0, 0, 0, 2))
+
+
+def as_json(plain: Any) -> str:
+    return json.dumps(plain, indent=2)
+
+
+def daemons_json(daemons: Sequence[Any], unreachable: Sequence[Unreachable]) -> str:
+    """The one shape of all that is asked of several daemons."""
+    lost = [{"device": one.sockets.device, "error": str(one.error)} for one in unreachable]
+    return as_json({"daemons": daemons, "unreachable": lost})
 
 
 def to_plain(message: Message) -> Any:
-    """The proto's field names, every field, integers as numbers (the standard mapping makes int64 strings)."""
-    if isinstance(message, Timestamp):
+    """The proto's field names, every field: null for one that is unset, where that differs from zero or empty.
+
+    Integers are numbers (the standard mapping makes int64 strings); enums, times and durations are as in the standard
+    mapping: "STATE_HELD", "2026-01-02T03:04:05Z", "1.500s".
+    """
+    if isinstance(message, (Timestamp, Duration)):
         return message.ToJsonString()
-    plain = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.is_repeated:
-            plain[field.name] = [to_plain(item) if isinstance(item, Message) else item for item in value]
-        else:
-            plain[field.name] = to_plain(value) if isinstance(value, Message) else value
-    return plain
+    return {field.name: _plain_field(message, field) for field in message.DESCRIPTOR.fields}
+
+
+def _plain_field(message: Message, field: Any) -> Any:
+    value = getattr(message, field.name)
+    if field.is_repeated:
+        return [_plain_value(item, field) for item in value]
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    return _plain_value(value, field)
+
+
+def _plain_value(value: Any, field: Any) -> Any:
+    if isinstance(value, Message):
+        return to_plain(value)
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_number.get(value)
+        return known.name if known is not None else value
+    return value

@@ -1,52 +1,79 @@
-"""`vattctl status`: one vattd at one instant."""
+"""`vattctl status`: the vattds of this machine at one instant each."""
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+import time
 from pathlib import Path
 
 import click
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vatt.durations import format_duration
 from vatt.sizes import format_size
 from vatt.v1 import vatt_pb2 as pb
-from vattctl.daemon import find, get_status, gpu_option, socket_dir_option
-from vattctl.output import as_json, output_option, show
+from vattctl.daemon import Answers, ask_all, only_gpu_option, socket_dir_option
+from vattctl.output import (
+    NotedTable,
+    daemons_json,
+    name_cell,
+    new_table,
+    output_option,
+    show,
+    spaced,
+    to_plain,
+    unreachable_words,
+)
+from vattctl.words import guarantee_words, promise_words, waiting_words
 
 STATE_STYLES = {"leased": "green", "clean": "cyan", "dirty": "yellow", "quarantined": "red", "unbacked": "dim"}
+DAEMON_STYLES = {"serving": "", "draining": "yellow"}
 BAR_WIDTH = 40
 
 
-@click.command()
-@gpu_option
+@click.command(short_help="Show every vattd here, its pool, tenants and sessions.")
+@only_gpu_option
 @socket_dir_option
 @output_option
 def status(device: str | None, socket_dir: Path | None, output: str) -> None:
-    """Show the device, the pool by state, the tenants, and the sessions.
+    """Show every vattd here: its device, the pool by state, the tenants, and the sessions.
 
     A tenant's UTILIZATION is how much of its mapped memory tokens fill; SAVED is what it takes less than STATIC, a
-    cache without paging whose every slot has its full context from the start.
+    cache without paging whose every slot has its full context from the start. A vattd that does not answer is named,
+    and hides no other.
 
     \b
     Examples:
       vattctl status
-      vattctl status -o json | jq '.sessions[].leased_bytes'
+      vattctl status --gpu 0
+      vattctl status -o json | jq '.daemons[].sessions[].leased_bytes'
     """
-    answer = get_status(find(device, socket_dir))
+    answers = ask_all(device, socket_dir, "status")
     if output == "json":
-        click.echo(as_json(answer))
-    else:
-        show(render(answer, datetime.now(timezone.utc).timestamp()))
+        click.echo(daemons_json([to_plain(answer) for answer in answers.statuses], answers.unreachable))
+    elif answers.statuses:
+        show(render_all(answers, time.time()))
+    answers.check()
+
+
+def render_all(answers: Answers, now_s: float) -> RenderableType:
+    return spaced([*(render(answer, now_s) for answer in answers.statuses), *unreachable_words(answers)])
 
 
 def render(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
+    return spaced(
+        [_head(answer, now_s), _pool_table(answer.pool), _tenants_table(answer, now_s), _sessions_table(answer)]
+    )
+
+
+def _head(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
     daemon, device, memory, pool = answer.daemon, answer.device, answer.memory, answer.pool
-    uptime_s = max(0, int(now_s - daemon.start_time.ToNanoseconds() / 1e9))
+    uptime = format_duration(max(0.0, now_s - daemon.start_time.ToNanoseconds() / 1e9))
+    state = Text(daemon.state, style=DAEMON_STYLES.get(daemon.state, "red"))
     head = Table.grid(padding=(0, 2))
     head.add_row("device", f"{device.uuid}  {device.name}" if device.uuid != device.name else device.name)
-    head.add_row("vattd", f"{daemon.version}, pid {daemon.pid}, {daemon.state} for {_duration(uptime_s)}")
+    head.add_row("vattd", Text.assemble(f"{daemon.version}, pid {daemon.pid}, ", state, f", up for {uptime}"))
     head.add_row(
         "memory",
         f"{format_size(memory.free_bytes)} free of {format_size(memory.total_bytes)}; "
@@ -57,43 +84,64 @@ def render(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
         f"{format_size(pool.min_bytes)} to {format_size(pool.max_bytes)} in pages of "
         f"{format_size(pool.page_size_bytes)}; most ever leased {format_size(pool.peak_leased_bytes)}",
     )
-    return Group(head, Text(), _pool_table(pool), Text(), _tenants_table(answer), Text(), _sessions_table(answer))
+    if pool.promised_bytes:
+        kept = f", {format_size(pool.kept_free_bytes)} of it kept free" if pool.kept_free_bytes else ""
+        head.add_row("promised", f"{format_size(pool.promised_bytes)} to tenants{kept}")
+    if pool.waiting_pages:
+        head.add_row("waiting", f"leases wait for {format_size(pool.waiting_pages * pool.page_size_bytes)}")
+    if pool.shortage:
+        head.add_row("shortage", Text(pool.shortage, style="red"))
+    return head
 
 
 def _pool_table(pool: pb.Pool) -> RenderableType:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = new_table()
     table.add_column("POOL")
     for title in ("PAGES", "SIZE", "SHARE"):
         table.add_column(title, justify="right")
     table.add_column("")
     whole = sum(row.page_count for row in pool.pages_by_state) or 1
     for row in pool.pages_by_state:
-        share = row.page_count / whole
-        bar = Text("#" * round(share * BAR_WIDTH), style=STATE_STYLES.get(row.state, ""))
-        size = format_size(row.page_count * pool.page_size_bytes)
-        table.add_row(row.state, f"{row.page_count:,}", size, f"{share:.1%}", bar)
+        if row.page_count:  # with all eight states it would take half of a terminal
+            share = row.page_count / whole
+            bar = Text("#" * round(share * BAR_WIDTH), style=STATE_STYLES.get(row.state, ""))
+            size = format_size(row.page_count * pool.page_size_bytes)
+            table.add_row(row.state, f"{row.page_count:,}", size, f"{share:.1%}", bar)
     return table
 
 
 # In a narrow terminal rich takes the width from columns that may wrap: in these two tables names, never figures.
-def _tenants_table(answer: pb.GetStatusResponse) -> RenderableType:
+def _tenants_table(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
     if not answer.tenants:
         return Text("no tenants")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("TENANT", overflow="ellipsis")
+    table = new_table()
+    table.add_column("TENANT")
     for title in ("LEASED", "MAPPED", "STATIC", "UTILIZATION", "SAVED"):
         table.add_column(title, justify="right", no_wrap=True)
-    for tenant in sorted(answer.tenants, key=lambda tenant: -tenant.leased_bytes):
+    rows = sorted(answer.tenants, key=lambda tenant: -tenant.leased_bytes)
+    for tenant in rows:
         static_bytes = tenant.static_reservation_bytes
         table.add_row(
-            tenant.name,
+            name_cell(tenant.name),
             format_size(tenant.leased_bytes),
             format_size(tenant.mapped_bytes),
             format_size(static_bytes),
             _percent(tenant.token_bytes, tenant.mapped_bytes),
             _percent(static_bytes - tenant.mapped_bytes, static_bytes),
         )
-    return table
+    return NotedTable(table, [_tenant_notes(tenant, answer, now_s) for tenant in rows])
+
+
+def _tenant_notes(tenant: pb.Tenant, answer: pb.GetStatusResponse, now_s: float) -> list[Text]:
+    """One line, where there is something to say."""
+    note = Text()
+    if tenant.HasField("guarantee"):
+        note.append(guarantee_words(tenant.guarantee))
+    if tenant.HasField("promise"):
+        note.append("; ").append_text(promise_words(tenant.promise, answer.sessions, now_s))
+    if tenant.waiting_leases:
+        note.append("; waiting: " if note else "waiting: ").append(waiting_words(tenant))
+    return [note] if note else []
 
 
 def _percent(part_bytes: int, whole_bytes: int) -> str:
@@ -103,30 +151,33 @@ def _percent(part_bytes: int, whole_bytes: int) -> str:
 def _sessions_table(answer: pb.GetStatusResponse) -> RenderableType:
     if not answer.sessions:
         return Text("no sessions")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = new_table()
     table.add_column("SESSION", no_wrap=True)
-    table.add_column("TENANT", overflow="ellipsis")
+    table.add_column("TENANT")
     for title in ("PID", "STATE"):
         table.add_column(title, no_wrap=True)
     for title in ("LEASED", "MAPPED"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("CLIENT", overflow="ellipsis")
-    for session in sorted(answer.sessions, key=lambda session: -session.leased_bytes):
+    table.add_column("CLIENT")
+    rows = sorted(answer.sessions, key=lambda session: -session.leased_bytes)
+    for session in rows:
         table.add_row(
             session.session_id,
-            session.tenant,
+            name_cell(session.tenant),
             str(session.pid),
             Text(session.state, style="" if session.state == "attached" else "red"),
             format_size(session.leased_bytes),
             format_size(session.mapped_bytes),
-            Text(session.client_name),  # anybody's words: no markup
+            name_cell(session.client_name),
         )
-    return table
+    return NotedTable(table, [_session_notes(session) for session in rows])
 
 
-def _duration(seconds: int) -> str:
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
-    return " ".join(f"{value}{unit}" for value, unit in parts if value) or "0s"
+def _session_notes(session: pb.Session) -> list[Text]:
+    if not session.asked_back_bytes:
+        return []
+    since = format_duration(session.asked_back_since.ToNanoseconds() / 1e9)
+    note = Text(f"asked back {format_size(session.asked_back_bytes)}, {since} ago")
+    if session.asked_back_overdue:
+        note.append(": ").append("overdue", style="red")
+    return [note]

@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +70,11 @@ class Sockets:
             )
 
     @property
+    def device(self) -> str:
+        """`host`, or the GPU's UUID."""
+        return self.directory.name
+
+    @property
     def engine(self) -> Path:
         return self.directory / "engine.sock"
 
@@ -119,32 +124,61 @@ def search_dirs(environ: Mapping[str, str]) -> list[Path]:
     return [first, Path("/run/vattd")]
 
 
-def find_daemon(socket_dirs: list[Path], device: str | None) -> Sockets:
-    """The sockets of the vattd for `device` (`host` or a GPU's UUID), or of the only one there is.
+def find_daemons(socket_dirs: Sequence[Path], device: str | None = None) -> list[Sockets]:
+    """The sockets of every vattd, or of every one for `device` (`host` or a GPU's UUID), directory by directory.
+
+    A vattd that was killed leaves its sockets behind: to be found is not to be alive. Raises InvalidRequest for a
+    directory that another user could have put sockets in.
+    """
+    found = []
+    for directory in dict.fromkeys(socket_dirs):
+        if directory.exists():
+            check_directory(directory)
+        for engine in sorted(directory.glob("*/engine.sock")):
+            if device in (None, engine.parent.name):
+                found.append(Sockets(engine.parent))
+    return found
+
+
+def find_daemon(socket_dirs: Sequence[Path], device: str | None) -> Sockets:
+    """For an engine: the vattd for `device`, or the only one there is. What comes first in `socket_dirs` is preferred.
 
     Raises DaemonUnreachable if there is none; InvalidRequest if there are several and `device` does not say which.
     """
-    found: dict[str, Sockets] = {}
-    for directory in socket_dirs:
-        if directory.exists():
-            check_directory(directory)
-        for sockets in sorted(directory.glob("*/engine.sock")):
-            found.setdefault(sockets.parent.name, Sockets(sockets.parent))
-    if device is not None:
-        if device in found:
-            return found[device]
-        start = f"vattd start --gpu {device}"
-    elif len(found) == 1:
-        return next(iter(found.values()))
-    elif found:
-        found = {name: sockets for name, sockets in found.items() if _answers(sockets)} or found
-        if len(found) == 1:
-            return next(iter(found.values()))
-        raise InvalidRequest(f"several vattd run here ({', '.join(sorted(found))}): say which device")
-    else:
-        start = "vattd start"
+    first: dict[str, Sockets] = {}
+    for sockets in _running(find_daemons(socket_dirs, device)):
+        first.setdefault(sockets.device, sockets)
+    return _the_one(list(first.values()), socket_dirs, device, "say which device")
+
+
+def find_only_daemon(socket_dirs: Sequence[Path], device: str | None) -> Sockets:
+    """For who changes something: as `find_daemon`, but nothing is preferred, two for one device are several too."""
+    found = _running(find_daemons(socket_dirs, device))
+    differ = len({sockets.device for sockets in found}) == len(found)
+    say = f"say which with {'--gpu' if differ else '--socket-dir'}"
+    return _the_one(found, socket_dirs, device, say)
+
+
+def _running(found: list[Sockets]) -> list[Sockets]:
+    """Without what the killed left behind, if there is a choice."""
+    return found if len(found) < 2 else [sockets for sockets in found if _answers(sockets)] or found
+
+
+def _the_one(found: list[Sockets], socket_dirs: Sequence[Path], device: str | None, say: str) -> Sockets:
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(f"{sockets.device} in {sockets.directory.parent}" for sockets in found)
+        raise InvalidRequest(f"several vattd run here ({names}): {say}")
+    raise no_daemon(socket_dirs, device)
+
+
+def no_daemon(socket_dirs: Sequence[Path], device: str | None) -> DaemonUnreachable:
+    """Where none was found: what to type."""
     places = " or ".join(str(directory) for directory in socket_dirs)
-    what = "no vattd" if device is None else f"no vattd for {device}"
-    raise DaemonUnreachable(
+    what, start = "no vattd", "vattd start"
+    if device is not None:
+        what, start = f"no vattd for {device}", f"vattd start --gpu {device}"
+    return DaemonUnreachable(
         f"{what} in {places}: start one with `{start}`, or set {SOCKET_DIR_VARIABLE} to its socket directory"
     )

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-import socket
+import signal
+from collections.abc import Callable
 from io import StringIO
+from typing import Any
 
-from rich.console import Console
+from google.protobuf.duration_pb2 import Duration
+from rich.console import Console, RenderableType
 
 from tests.daemon import Vattd, run_command
 from tests.raw_engine import RawEngine
 from vatt.v1 import vatt_pb2 as pb
+from vattctl.daemon import Answers
 from vattctl.status import render
+from vattctl.tenants import render as render_tenants
+
+Render = Callable[[pb.GetStatusResponse, float], RenderableType]
 
 
 def test_the_table_shows_device_pool_and_sessions() -> None:
@@ -72,12 +79,105 @@ def test_in_80_columns_names_are_cut_short_and_figures_are_not() -> None:
     assert [line for line in lines if "… 4194303 attached 1023 TiB 1022 TiB vatt" in line]
 
 
+def printed(answer: pb.GetStatusResponse, now_s: float = 0, render_it: Render = render, **console: Any) -> list[str]:
+    """Lines of at most 80 columns."""
+    file = StringIO()
+    Console(width=80, file=file, highlight=False, **console).print(render_it(answer, now_s))
+    lines = file.getvalue().splitlines()
+    if not console:  # else there are escape codes, too
+        assert max(len(line) for line in lines) <= 80
+    return [line.rstrip() for line in lines]
+
+
+def largest_status() -> pb.GetStatusResponse:
+    """Where every figure is as long as it gets."""
+    promise = pb.Promise(
+        state=pb.Promise.STATE_BROKEN,
+        missing_bytes=1023 << 40,
+        broken_by=[f"4194303-{number}" for number in range(100, 110)] + ["device"],
+    )
+    tenant = pb.Tenant(
+        name="t" * 63,
+        leased_bytes=1023 << 40,
+        session_count=4095,
+        guarantee=pb.Guarantee(
+            min_bytes=1023 << 40, max_bytes=1023 << 40, weight=1000, min_mode=pb.MIN_MODE_HARD, revision=1
+        ),
+        access=pb.AccessList(uids=range(4_000_000_000, 4_000_000_020)),
+        promise=promise,
+        source="command",
+        waiting_bytes=1023 << 40,
+        waiting_leases=7,
+        longest_wait=Duration(seconds=3599),
+    )
+    tenant.until.FromSeconds(86400 * 365)
+    session = pb.Session(
+        session_id="4194303-100",
+        tenant="t" * 63,
+        pid=4194303,
+        state="attached",
+        leased_bytes=1023 << 40,
+        asked_back_bytes=1023 << 40,
+        asked_back_since=Duration(seconds=86400 * 3 + 7200),
+        asked_back_overdue=True,
+        client_name="c" * 256,
+    )
+    pool = pb.Pool(page_size_bytes=1 << 21, waiting_pages=1 << 20, shortage="the device has no memory left: 7 pages")
+    pool.promised_bytes, pool.kept_free_bytes = 1023 << 40, 1022 << 40
+    daemon = pb.Daemon(version="0.1.0", pid=4194303, state="draining")
+    return pb.GetStatusResponse(daemon=daemon, pool=pool, tenants=[tenant], sessions=[session])
+
+
+def test_status_says_what_is_promised_waited_for_asked_back_and_short() -> None:
+    lines = printed(largest_status())
+    text = " ".join(" ".join(lines).split())
+    assert "vattd 0.1.0, pid 4194303, draining, up for 0.0 s" in text
+    assert "promised 1023 TiB to tenants, 1022 TiB of it kept free" in text
+    assert "waiting leases wait for 2.00 TiB" in text
+    assert "shortage the device has no memory left: 7 pages" in text
+    assert "min 1023 TiB hard, max 1023 TiB, weight 1000; broken by 4194303-100 (tttt" in text
+    assert "4194303-104 and 6 more: 1023 TiB missing; waiting: 1023 TiB, 59 m 59 s" in text
+    assert "  asked back 1023 TiB, 3 d 2 h ago: overdue" in lines
+
+
+def test_tenants_shows_whole_figures_in_80_columns_and_all_of_a_long_name() -> None:
+    def tenants_of(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
+        return render_tenants(Answers([answer], [], None), now_s)
+
+    lines = printed(largest_status(), render_it=tenants_of)
+    assert lines[0].split() == ["TENANT", "MIN", "MAX", "WEIGHT", "LEASED", "SESSIONS", "WAITING"]
+    row = "1023 TiB hard  1023 TiB    1000  1023 TiB      4095  1023 TiB, 59 m 59 s"
+    assert lines[1].endswith(row)
+    assert f"  {'t' * 63}" in lines
+    text = " ".join(" ".join(lines).split())
+    assert "from command, until 1971-01-01" in text
+    assert "365 d more; for 4000000000, 4000000001," in text
+
+
+def test_a_broken_promise_and_what_is_overdue_are_red_where_colours_are_wanted() -> None:
+    coloured = "\n".join(printed(largest_status(), force_terminal=True, color_system="standard"))
+    assert "\x1b[31mbroken by" in coloured
+    assert "\x1b[31moverdue" in coloured
+    assert "\x1b[33mdraining" in coloured
+
+
+def test_a_promise_that_is_pending_says_for_how_long() -> None:
+    tenant = pb.Tenant(name="chat", guarantee=pb.Guarantee(min_bytes=1 << 30, weight=1, min_mode=pb.MIN_MODE_SOFT))
+    tenant.promise.state, tenant.promise.missing_bytes = pb.Promise.STATE_PENDING, 1 << 29
+    assert "  min 1.00 GiB soft; pending: 512 MiB missing" in printed(pb.GetStatusResponse(tenants=[tenant]), 100)
+    tenant.promise.deadline.FromSeconds(112)
+    lines = printed(pb.GetStatusResponse(tenants=[tenant]), 100)
+    assert "  min 1.00 GiB soft; pending for 12 s more: 512 MiB missing" in lines
+
+
 def test_json_has_the_protos_names_and_raw_numbers() -> None:
     with Vattd("--pool-max", "64MiB") as vattd, RawEngine(vattd.sockets, "chat") as engine:
         engine.lease(32)
         engine.report(static_reservation_bytes=16 << 20)
         result = run_command(["vattctl", "status", "--socket-dir", str(vattd.socket_dir), "-o", "json"])
-        answer = json.loads(result.stdout)
+        everything = json.loads(result.stdout)
+        assert everything["unreachable"] == []
+        [answer] = everything["daemons"]
         assert answer["pool"]["max_bytes"] == 64 << 20
         [session] = answer["sessions"]
         assert session["leased_bytes"] == 2 << 20
@@ -102,17 +202,14 @@ def test_a_daemon_that_died_is_unreachable_too() -> None:
         vattd.process.wait()
         result = run_command(["vattctl", "status", "--socket-dir", str(vattd.socket_dir)])
     assert result.returncode == 3
-    assert "`vattd start --gpu host`" in result.stderr
+    assert f"`vattd start --gpu host --socket-dir {vattd.socket_dir}`" in result.stderr
 
 
-def test_a_socket_that_a_killed_daemon_left_does_not_count() -> None:
+def test_in_its_own_directory_the_command_to_start_it_is_short() -> None:
     with Vattd("--pool-max", "64MiB") as vattd:
-        dead = vattd.socket_dir / "GPU-dead"
-        dead.mkdir(mode=0o700)
-        with socket.socket(socket.AF_UNIX) as left_behind:
-            left_behind.bind(str(dead / "engine.sock"))
-        result = run_command(["vattctl", "status", "--socket-dir", str(vattd.socket_dir)])
-        assert result.returncode == 0, result.stderr
+        vattd.stop(signal.SIGKILL)
+        result = run_command(["vattctl", "status"], {"VATTD_SOCKET_DIR": str(vattd.socket_dir)})
+    assert "`vattd start --gpu host`" in result.stderr
 
 
 def test_a_clients_name_is_shown_as_it_is() -> None:

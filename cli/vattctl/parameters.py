@@ -1,0 +1,104 @@
+"""What people type, checked before anything is called: sizes, times, tenants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from vatt.durations import parse_duration
+from vatt.errors import InvalidRequest
+from vatt.names import check_tenant_name
+from vatt.sizes import parse_size_or_percent
+from vatt.users import UsersAndGroups, parse_users
+from vatt.v1 import vatt_pb2 as pb
+
+NO_MAX = "none"
+# No machine has so much, and the wire can still carry it.
+MOST_BYTES = 1 << 60
+MOST_S = 10 * 365 * 86400.0
+FOREVER_S = float("inf")
+
+
+class SizeOrPercent(click.ParamType[str]):
+    """Stays as it was written until the pool is known: see `bytes_of`."""
+
+    name = "size"
+
+    def __init__(self, *, is_max: bool = False) -> None:
+        self._is_max = is_max
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if self._is_max and value.strip().lower() == NO_MAX:
+            return NO_MAX
+        try:
+            size = parse_size_or_percent(value, MOST_BYTES)
+        except InvalidRequest as error:
+            self.fail(f"{error}{', or none' if self._is_max else ''}", param, ctx)
+        if size > MOST_BYTES:
+            self.fail(f"{value!r} is more than any machine has: write for example 8GiB", param, ctx)
+        if self._is_max and not size:
+            self.fail(f"{value!r} is no max: write for example 8GiB, or none for no max at all", param, ctx)
+        return value
+
+
+def bytes_of(text: str, pool: pb.Pool) -> int:
+    """A percentage is of the pool and in whole pages, at least one, so that parts of 100% fit the pool together."""
+    size = parse_size_or_percent(text, pool.max_bytes)
+    if "%" not in text or not parse_size_or_percent(text, MOST_BYTES):
+        return size
+    page = pool.page_size_bytes
+    return max(page, size // page * page)
+
+
+class Time(click.ParamType[float]):
+    """Seconds."""
+
+    name = "time"
+
+    def __init__(self, least_s: float = 0.0, hint: str = "") -> None:
+        self._least_s, self._hint = least_s, hint
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            length_s = parse_duration(value)
+        except InvalidRequest as error:
+            self.fail(f"{error}{self._hint}", param, ctx)
+        if not self._least_s <= length_s <= MOST_S:
+            self.fail(f"{value!r} is not {self._least_s:g} s to 10 years: write for example 30s, 5m or 2h", param, ctx)
+        return length_s
+
+
+class TenantName(click.ParamType[str]):
+    name = "tenant"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            check_tenant_name(value)
+        except InvalidRequest as error:
+            self.fail(f"{error}; write for example chat or team-a.chat", param, ctx)
+        return value
+
+
+def parse_allowed(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> UsersAndGroups | None:
+    """None: nobody was named."""
+    try:
+        return parse_users(texts) if texts else None
+    except InvalidRequest as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def wait_option(until: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--wait`, as long as it takes, or `--wait 30s`. None: not at all."""
+    return click.option(
+        "--wait",
+        "wait_s",
+        type=Time(hint="; without a time, --wait is the last word of the command"),
+        metavar="[TIME]",
+        is_flag=False,
+        flag_value=FOREVER_S,
+        help=f"Wait until {until}: so long at most, or, as the last word of the command, as long as it takes.",
+    )

@@ -1,0 +1,191 @@
+"""`vattctl reserve` and `vattctl unreserve`: what a tenant is promised."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from vatt.errors import Overcommitted, VattError
+from vatt.protocol import MAX_WEIGHT
+from vatt.sizes import format_size
+from vatt.users import UsersAndGroups
+from vatt.v1 import vatt_pb2 as pb
+from vattctl.daemon import Admin, find, gpu_option, socket_dir_option
+from vattctl.output import show
+from vattctl.parameters import NO_MAX, SizeOrPercent, TenantName, Time, bytes_of, parse_allowed, wait_option
+from vattctl.waiting import wait_for
+from vattctl.words import (
+    access_words,
+    guarantee_words,
+    promise_words,
+    until_words,
+    waiting_words,
+)
+
+
+@click.command(short_help="Set what a tenant is promised, and the most it may have.")
+@click.argument("tenant", type=TenantName())
+@click.option("--min", "least", type=SizeOrPercent(), metavar="SIZE|PERCENT", help="Promised, whatever others do.")
+@click.option(
+    "--max", "most", type=SizeOrPercent(is_max=True), metavar="SIZE|PERCENT|none", help="The most it may lease."
+)
+@click.option(
+    "--weight",
+    type=click.IntRange(1, MAX_WEIGHT),
+    metavar="N",
+    help="Its share of what is left beyond all mins, beside other tenants'.",
+)
+@click.option(
+    "--hard/--soft",
+    "is_hard",
+    default=None,
+    help="The unused part of the min is kept free; or lent to others and asked back.",
+)
+@click.option(
+    "--allow",
+    "allowed",
+    multiple=True,
+    metavar="UID|NAME|@GID|@GROUP",
+    callback=parse_allowed,
+    help="Who may use the tenant; may be given again. Replaces who may now.",
+)
+@click.option(
+    "--for",
+    "duration_s",
+    type=Time(least_s=1.0),
+    metavar="TIME",
+    help="How long all of it holds.  [default: until unreserve]",
+)
+@wait_option("the min is held")
+@gpu_option
+@socket_dir_option
+def reserve(
+    tenant: str,
+    least: str | None,
+    most: str | None,
+    weight: int | None,
+    is_hard: bool | None,
+    allowed: UsersAndGroups | None,
+    duration_s: float | None,
+    wait_s: float | None,
+    device: str | None,
+    socket_dir: Path | None,
+) -> None:
+    """Set what a tenant is promised, the most it may have, and who may use it.
+
+    What is not given stays as it was. A SIZE is in binary units, however it is written: 8GiB, 8G and 8gb are the same;
+    a PERCENT is of the pool. It holds over restarts of vattd, and comes before what the configuration file says. The
+    tenant need not exist yet; sessions that are attached are told.
+
+    \b
+    Examples:
+      vattctl reserve chat --min 8GiB --max 50%
+      vattctl reserve chat --min 25% --hard --allow alice --allow @staff
+      vattctl reserve batch --max 4GiB --weight 1 --for 2h
+      vattctl reserve chat --min 12GiB --wait 30s
+      vattctl reserve batch --max none
+    """
+    if (least, most, weight, is_hard, allowed, duration_s) == (None,) * 6:
+        raise click.UsageError(f"nothing to set: write for example `vattctl reserve {tenant} --min 8GiB --max 50%`")
+    with Admin(find(device, socket_dir), "reserve") as admin:
+        pool = admin.status().pool if "%" in f"{least}{most}" else pb.Pool()
+        request = _request(tenant, least, most, pool)
+        if weight is not None:
+            request.weight = weight
+        if is_hard is not None:
+            request.min_mode = pb.MIN_MODE_HARD if is_hard else pb.MIN_MODE_SOFT
+        if allowed is not None:
+            request.access.CopyFrom(pb.AccessList(uids=sorted(allowed.uids), gids=sorted(allowed.gids)))
+        if duration_s is not None:
+            request.duration.FromMilliseconds(round(duration_s * 1000))
+        try:
+            admin.reserve(request)
+        except Overcommitted as error:
+            raise Overcommitted(f"{error}. Ask for less, or lower another's: see `vattctl tenants`") from error
+        left = "" if wait_s is None else _wait(admin, tenant, wait_s)
+        _show(admin, tenant)
+    if left:
+        raise VattError(f"the min of {tenant} is not held in time: {left}. The reservation stays")
+
+
+@click.command()
+@click.argument("tenant", type=TenantName())
+@gpu_option
+@socket_dir_option
+def unreserve(tenant: str, device: str | None, socket_dir: Path | None) -> None:
+    """Take back what `reserve` set.
+
+    The tenant has what the configuration file says again, or no guarantee. Its sessions keep what they hold, and are
+    asked back what others were promised.
+
+    \b
+    Example:
+      vattctl unreserve chat
+    """
+    with Admin(find(device, socket_dir), "unreserve") as admin:
+        admin.unreserve(tenant)
+        _show(admin, tenant)
+
+
+def _request(tenant: str, least: str | None, most: str | None, pool: pb.Pool) -> pb.ReserveRequest:
+    request = pb.ReserveRequest(tenant=tenant)
+    if least is not None:
+        request.min_bytes = bytes_of(least, pool)
+    if most is not None:
+        request.max_bytes = 0 if most == NO_MAX else bytes_of(most, pool)
+    if request.max_bytes and request.min_bytes > request.max_bytes:
+        raise click.UsageError(
+            f"a min of {format_size(request.min_bytes)} is more than a max of {format_size(request.max_bytes)}: "
+            f"write for example --min {most} --max {least}"
+        )
+    return request
+
+
+def _wait(admin: Admin, tenant: str, wait_s: float) -> str:
+    def what_is_left(status: pb.GetStatusResponse) -> str:
+        found = _find(status, tenant)
+        if found is None or found.source != "command":
+            raise VattError(f"the reservation of {tenant} was taken back: see `vattctl tenants`")
+        if found.promise.state in (pb.Promise.STATE_UNSPECIFIED, pb.Promise.STATE_HELD):
+            return ""
+        return str(promise_words(found.promise, status.sessions, time.time()))
+
+    return wait_for(admin, what_is_left, wait_s, "the reservation stays, see `vattctl tenants`")
+
+
+def _find(status: pb.GetStatusResponse, tenant: str) -> pb.Tenant | None:
+    return next((one for one in status.tenants if one.name == tenant), None)
+
+
+def _show(admin: Admin, name: str) -> None:
+    """What the tenant has now, and how far it is kept."""
+    status = admin.status()
+    tenant = _find(status, name)
+    if tenant is None or not tenant.source:
+        show(Text(f"{name}: nothing is reserved; it may have what others leave"))
+        return
+    now_s = time.time()
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row(name, f"{guarantee_words(tenant.guarantee)}; set by {_source_words(tenant.source)}")
+    grid.add_row("allow", access_words(tenant))
+    if tenant.source == "command":
+        grid.add_row("until", until_words(tenant, now_s) or f"vattctl unreserve {name}")
+    grid.add_row("now", _now_words(tenant))
+    if tenant.HasField("promise"):
+        grid.add_row("promise", promise_words(tenant.promise, status.sessions, now_s))
+    show(grid)
+
+
+def _source_words(source: str) -> str:
+    return {"command": "a command", "config": "the configuration file"}.get(source, source)
+
+
+def _now_words(tenant: pb.Tenant) -> str:
+    count = tenant.session_count
+    sessions = "1 session" if count == 1 else f"{count or 'no'} sessions"
+    waits = f"; waiting: {waiting_words(tenant)}" if tenant.waiting_leases else ""
+    return f"{format_size(tenant.leased_bytes)} leased, {sessions}{waits}"

@@ -1,0 +1,33 @@
+"""`vattctl shrink`: give idle memory back to the device now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vatt.sizes import format_size
+from vattctl.daemon import Admin, find, gpu_option, socket_dir_option
+
+
+@click.command(short_help="Give idle memory back to the device at once.")
+@click.option("--ask-engines", is_flag=True, help="Also ask sessions for what they do not use, and wait a second.")
+@gpu_option
+@socket_dir_option
+def shrink(ask_engines: bool, device: str | None, socket_dir: Path | None) -> None:
+    """Give idle memory back to the device at once, for other programs.
+
+    All but the pool's minimum and what hard mins keep free. vattd does so by itself after a quiet time (vattd start
+    --idle-after).
+
+    \b
+    Examples:
+      vattctl shrink
+      vattctl shrink --ask-engines
+    """
+    with Admin(find(device, socket_dir), "shrink") as admin:
+        freed_bytes = admin.shrink(ask_sessions=ask_engines)
+    if freed_bytes:
+        click.echo(f"{format_size(freed_bytes)} went back to the device")
+    else:
+        click.echo("nothing went back: what is not leased is the pool's minimum, or kept free for hard mins")
