@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -260,9 +261,9 @@ def _parse_change(request: pb.ReserveRequest) -> Change:
     until_s = None
     if request.HasField("duration"):
         length_s = seconds(request.duration)
-        if not 1 <= length_s <= MAX_DURATION_S:
+        if length_s and not 1 <= length_s <= MAX_DURATION_S:
             raise InvalidRequest(f"a reservation holds for 1 s to {MAX_DURATION_S:.0f} s, not {length_s:g} s")
-        until_s = time.time() + length_s
+        until_s = time.time() + length_s if length_s else math.inf
     return Change(
         min_bytes=request.min_bytes if request.HasField("min_bytes") else None,
         max_bytes=request.max_bytes if request.HasField("max_bytes") else None,

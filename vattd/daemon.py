@@ -152,7 +152,9 @@ def _open_book(config: Config, driver: PhysicalDriver, pool: Pool, sessions: Ses
     """Reservations and configured tenants, in force. Raises InvalidRequest, Overcommitted."""
     make_private_directory(config.state_dir)
     pool_bytes, own_uid = pool.ledger.stock.max_pages * driver.page_size_bytes, os.geteuid()
-    configured = read_tenants(config.tenants_path, pool_bytes, own_uid) if config.tenants_path is not None else {}
+    configured = {}
+    if config.tenants_path is not None:
+        configured = read_tenants(config.tenants_path, pool_bytes, driver.page_size_bytes, own_uid)
     state_file = StateFile(config.state_dir / f"{driver.device.uuid}.tenants.json")
     return TenantBook(pool, state_file, configured, own_uid, sessions.tell_tenant)
 

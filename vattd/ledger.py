@@ -112,9 +112,6 @@ class Ledger:
             if belongs:
                 those[tenant.name] = tenant
 
-    def tenants(self) -> list[Tenant]:
-        return list(self._tenants.values())
-
     @property
     def attached_count(self) -> int:
         """How many tenants have a session."""
@@ -270,10 +267,6 @@ class Ledger:
 
     def shelves(self) -> list[Shelf]:
         return [tenant.shelf for tenant in self._tenants.values()]
-
-    def attached_shelves(self) -> list[Shelf]:
-        """Those of tenants with a session."""
-        return [tenant.shelf for tenant in self._tenants.values() if tenant.session_count]
 
     def idle_shelves(self) -> list[Shelf]:
         """Those of tenants without one."""

@@ -36,6 +36,9 @@ DRAINING = pb.Notice(
     kind=pb.Notice.KIND_DRAINING,
     message="an operator has vattd drained: let running requests end, begin no others",
 )
+EVICTED = pb.Notice(
+    kind=pb.Notice.KIND_EVICTED, message="an operator asks this session to leave: it gets no more pages"
+)
 MAX_CLIENT_NAME = 256
 # An engine needs one a device; each costs descriptors of the daemon's.
 MAX_SESSIONS_PER_PROCESS = 64
@@ -193,9 +196,7 @@ class Sessions:
     def evict(self, session: EngineSession) -> None:
         """Ask the session to leave: it gets no more pages, and is asked for all that it has."""
         session.evicted = True
-        session.mailbox.put(
-            pb.Notice(kind=pb.Notice.KIND_EVICTED, message="an operator asks this session to leave: no more pages")
-        )
+        session.mailbox.put(EVICTED)
         self._pool.evict(session.session_id)
 
     def tell_tenant(self, tenant: str) -> None:
@@ -254,6 +255,8 @@ class Sessions:
         self._pool.ask_again(session.session_id)  # what it was asked while nobody listened
         if self._pool.draining:
             session.mailbox.put(DRAINING)
+        if session.evicted:
+            self.evict(session)
         log.info("session %s re-attached", session.session_id)
         return session
 

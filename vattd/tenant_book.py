@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class Change:
     weight: int | None = None
     mode: MinMode | None = None
     access: Access | None = None
-    until_s: float | None = None  # wall clock; None: for good, whatever it was
+    until_s: float | None = None  # wall clock; infinity: for good
 
 
 class TenantBook:
@@ -95,7 +96,7 @@ class TenantBook:
             max_bytes=before.max_bytes if change.max_bytes is None else change.max_bytes or None,
             weight=before.weight if change.weight is None else change.weight,
             mode=change.mode or before.mode,
-            until_s=change.until_s,
+            until_s=_until(before.until_s if change.until_s is None else change.until_s),
             revision=revision,
         )
         self._change(name, State(revision, {**self._state.reservations, name: after}))
@@ -159,6 +160,10 @@ class TenantBook:
         else:
             guarantee = reservation.guarantee(self._pool.ledger.page_size_bytes)
             self._pool.configure(name, guarantee, reservation.access)
+
+
+def _until(time_s: float | None) -> float | None:
+    return None if time_s == math.inf else time_s
 
 
 def _words(one: Reservation) -> str:

@@ -30,8 +30,8 @@ else:
 KEYS = ("min", "max", "weight", "hard", "allow")
 
 
-def read_tenants(path: Path, pool_bytes: int, own_uid: int) -> dict[str, Reservation]:
-    """Raises InvalidRequest that names the file, the tenant and the key."""
+def read_tenants(path: Path, pool_bytes: int, page_size_bytes: int, own_uid: int) -> dict[str, Reservation]:
+    """Parts of the pool are rounded down to whole pages. Raises InvalidRequest that names the file, tenant and key."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -39,20 +39,20 @@ def read_tenants(path: Path, pool_bytes: int, own_uid: int) -> dict[str, Reserva
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path} is not TOML: {error}") from error
     try:
-        return _parse(document, pool_bytes, own_uid)
+        return _parse(document, pool_bytes, page_size_bytes, own_uid)
     except InvalidRequest as error:
         raise InvalidRequest(f"{path}: {error}") from error
 
 
-def _parse(document: Mapping[str, Any], pool_bytes: int, own_uid: int) -> dict[str, Reservation]:
+def _parse(document: Mapping[str, Any], pool_bytes: int, page_size_bytes: int, own_uid: int) -> dict[str, Reservation]:
     _check_keys("the file", document, ("tenants",))
     tenants = document.get("tenants", {})
     if not isinstance(tenants, dict):
         raise InvalidRequest("tenants must be tables: [tenants.NAME]")
-    return {name: _reservation(name, entry, pool_bytes, own_uid) for name, entry in tenants.items()}
+    return {name: _reservation(name, entry, pool_bytes, page_size_bytes, own_uid) for name, entry in tenants.items()}
 
 
-def _reservation(name: str, entry: Any, pool_bytes: int, own_uid: int) -> Reservation:
+def _reservation(name: str, entry: Any, pool_bytes: int, page_size_bytes: int, own_uid: int) -> Reservation:
     check_tenant_name(name)
     where = f"[tenants.{name}]"
     if not isinstance(entry, dict):
@@ -69,8 +69,8 @@ def _reservation(name: str, entry: Any, pool_bytes: int, own_uid: int) -> Reserv
         users = parse_users(str(who) for who in allow)
         return Reservation(
             access=Access(users.uids, users.gids),
-            min_bytes=_size(entry, "min", pool_bytes) or 0,
-            max_bytes=_size(entry, "max", pool_bytes),
+            min_bytes=_size(entry, "min", pool_bytes, page_size_bytes) or 0,
+            max_bytes=_size(entry, "max", pool_bytes, page_size_bytes),
             weight=weight,
             mode=MinMode.HARD if hard else MinMode.SOFT,
         )
@@ -78,13 +78,14 @@ def _reservation(name: str, entry: Any, pool_bytes: int, own_uid: int) -> Reserv
         raise InvalidRequest(f"{where}: {error}") from error
 
 
-def _size(entry: Mapping[str, Any], key: str, pool_bytes: int) -> int | None:
+def _size(entry: Mapping[str, Any], key: str, pool_bytes: int, page_size_bytes: int) -> int | None:
     value = entry.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise InvalidRequest(f"{key} is a size like '8GiB' or '25%', not {value!r}")
-    return parse_size_or_percent(str(value), pool_bytes)
+    size_bytes = parse_size_or_percent(str(value), pool_bytes)
+    return size_bytes // page_size_bytes * page_size_bytes if "%" in str(value) else size_bytes
 
 
 def _check_keys(where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:

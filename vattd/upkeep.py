@@ -32,17 +32,19 @@ class Upkeep:
         self._to_tend[tenant.name] = tenant
 
     def shrink(self, on_shrunk: Callable[[], None]) -> None:
-        """Give all idle memory back, but for the minimum and hard mins; `on_shrunk` is told when that is done."""
+        """Give all idle memory back, but for the minimum and hard mins; `on_shrunk` is told when that is done.
+
+        Headroom is made again for whoever leases next.
+        """
         self._on_shrunk.append(on_shrunk)
+        self._to_tend.clear()
 
     def rested(self) -> None:
-        """There is nothing left to do: a shrinking is over, and headroom may be made again."""
+        """There is nothing left to do: a shrinking is over."""
         if self._on_shrunk:
             told, self._on_shrunk = self._on_shrunk, []
             for on_shrunk in told:
                 on_shrunk()
-            for tenant in self._ledger.tenants():
-                self.tend(tenant)
 
     def next_slice(self, wanted: Shelf | None, now_s: float) -> Slice | None:
         """`wanted` is where pages are waited for most."""

@@ -19,6 +19,7 @@ NO_MAX = "none"
 MOST_BYTES = 1 << 60
 MOST_S = 10 * 365 * 86400.0
 FOREVER_S = float("inf")
+FOREVER = "forever"
 
 
 class SizeOrPercent(click.ParamType[str]):
@@ -70,6 +71,18 @@ class Time(click.ParamType[float]):
         if not self._least_s <= length_s <= MOST_S:
             self.fail(f"{value!r} is not {self._least_s:g} s to 10 years: write for example 30s, 5m or 2h", param, ctx)
         return length_s
+
+
+class Term(Time):
+    """How long something holds; 0 s stands for ever, as on the wire."""
+
+    name = "term"
+
+    def __init__(self) -> None:
+        super().__init__(least_s=1.0, hint=f", or {FOREVER}")
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return 0.0 if value == FOREVER else super().convert(value, param, ctx)
 
 
 class TenantName(click.ParamType[str]):

@@ -16,7 +16,7 @@ from vatt.users import UsersAndGroups
 from vatt.v1 import vatt_pb2 as pb
 from vattctl.daemon import Admin, find, gpu_option, socket_dir_option
 from vattctl.output import show
-from vattctl.parameters import NO_MAX, SizeOrPercent, TenantName, Time, bytes_of, parse_allowed, wait_option
+from vattctl.parameters import NO_MAX, SizeOrPercent, TenantName, Term, bytes_of, parse_allowed, wait_option
 from vattctl.waiting import wait_for
 from vattctl.words import (
     access_words,
@@ -56,9 +56,9 @@ from vattctl.words import (
 @click.option(
     "--for",
     "duration_s",
-    type=Time(least_s=1.0),
-    metavar="TIME",
-    help="How long all of it holds.  [default: until unreserve]",
+    type=Term(),
+    metavar="TIME|forever",
+    help="How long all of it holds from now on; `forever` is until unreserve.  [default: as before, at first forever]",
 )
 @wait_option("the min is held")
 @gpu_option

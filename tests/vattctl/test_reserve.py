@@ -150,7 +150,12 @@ def test_who_is_allowed_by_a_group_may_use_the_tenant_and_others_may_not() -> No
 def test_a_reservation_for_a_time_says_until_when_and_ends() -> None:
     with Vattd("--pool-max", "64MiB") as vattd:
         assert "1 h" in done(vattd, "reserve", "long", "--min", "1MiB", "--for", "1h")
-        assert tenants(vattd)["long"]["until"].endswith("Z")
+        until = tenants(vattd)["long"]["until"]
+        assert until.endswith("Z")
+        done(vattd, "reserve", "long", "--weight", "2")
+        assert tenants(vattd)["long"]["until"] == until, "what is not given stays as it was"
+        done(vattd, "reserve", "long", "--for", "forever")
+        assert tenants(vattd)["long"]["until"] is None
         done(vattd, "reserve", "short", "--min", "1MiB", "--for", "1s")
         while {tenant.name for tenant in vattd.status().tenants} != {"long"}:
             assert vattd.process.poll() is None

@@ -984,7 +984,7 @@ class ReserveRequest(_message.Message):
 
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
-        """How long it holds, at least a second. Unset: until Unreserve."""
+        """How long it holds from now on, at least a second; 0: until Unreserve. Unset: as before, at first until Unreserve."""
 
     def __init__(
         self,
