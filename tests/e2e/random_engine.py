@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.e2e.worker import Worker
-from vatt.errors import LimitExceeded, PoolExhausted
+from vatt.errors import DaemonUnreachable, LimitExceeded, PoolExhausted
 from vattention import Session
 
 MOST_AT_ONCE = 48
@@ -42,8 +42,8 @@ class RandomEngine:
             return self._end_one()
         page_count = self._random.randint(1, min(room, MOST_AT_ONCE))
         if self._options.hard:
-            row = self._random.randrange(len(self._worker.rows))
-            self._worker.grow(row, min(page_count, self._worker.row_pages - len(self._worker.rows[row])) or 1)
+            row = min(range(len(self._worker.rows)), key=lambda row: len(self._worker.rows[row]))
+            self._worker.grow(row, min(page_count, self._worker.row_pages - len(self._worker.rows[row])))
             return "grown"
         self.longest_s = max(self.longest_s, self._worker.admit(page_count, self._options.patience))
         return "admitted"
@@ -63,6 +63,8 @@ class RandomEngine:
         except (PoolExhausted, LimitExceeded):
             self._end_one()
             return "refused"
+        except DaemonUnreachable:  # we were stopped while a call was under way; what came of it is settled later
+            return "late"
         return self._end_one()
 
     def _end_one(self) -> str:
