@@ -9,4 +9,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seconds", type=float, default=3.0, help="How long two engines share a pool.")
     # From the moment the kernel shows an engine's exit until its pages are in the pool again.
     parser.addoption("--back-within-s", type=float, default=1.0, help="Bound for pages of the killed; 0.1 where quiet.")
+    parser.addoption("--policy-steps", type=int, default=20_000, help="Random steps that the policy is soaked in.")
+    parser.addoption("--policy-seed", type=int, default=None, help="Only this world, as a failure named it.")
     parser.addoption("--kills", type=int, default=12, help="How many engines are killed on each backend.")

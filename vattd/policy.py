@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import enum
 import heapq
+import itertools
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ from vattd.guarantee import Guarantee, MinMode
 
 # What a refused GROW wanted within its min is set aside for so long: the engine will ask again.
 CLAIM_S = 5.0
+# Times to gather and recesses take turns, and each turn is a wake-up.
+SHORTEST_HOLD_S = 0.001
 
 
 class Purpose(enum.Enum):
@@ -93,6 +97,7 @@ class Waiting:
     wish: Wish
     party: Party
     since_s: float
+    number: int  # in order of arrival
     awarded_pages: int = 0
     gathered_since_s: float | None = None  # when pages were first gathered for it
 
@@ -106,14 +111,14 @@ class Timing:
     ageing_s: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.head_hold_s < 0 or self.ageing_s < 0:
+        if not (self.head_hold_s == 0 or self.head_hold_s >= SHORTEST_HOLD_S) or self.ageing_s < 0:
             raise ValueError(f"not times: {self}")
 
 
 class Policy:
     """Wishes, and what each of them may have.
 
-    Invariants, which the state machine in tests/vattd/test_policy.py checks:
+    Invariants, which tests/vattd/policy_world.py checks:
     - no award takes a tenant above its max, and all awards and leases together never pass the capacity;
     - what is free is never less than what hard mins are not used, but for those that were set after it was lent;
     - a tenant that asks within its soft min waits for nothing but pages that others must return;
@@ -129,6 +134,8 @@ class Policy:
         self._leases_of: Counter[str] = Counter()  # by session
         self._claims: dict[str, tuple[int, float]] = {}  # by tenant: refused to a GROW within its min, and until when
         self._gathering: Waiting | None = None
+        self._held_up: Waiting | None = None  # the first one that waits for pages of its own tenant
+        self._numbers = itertools.count()
 
     # Wishes
 
@@ -163,7 +170,7 @@ class Policy:
         """Take a wish in; `award` says what it gets. Raises what it is refused with at once."""
         if self.find(wish.key) is not None:
             raise ValueError(f"{wish} waits already")
-        entry = Waiting(wish, party, now_s)
+        entry = Waiting(wish, party, now_s, next(self._numbers))
         hopeless = self._why_hopeless(entry)
         if hopeless is not None:
             raise hopeless
@@ -184,8 +191,12 @@ class Policy:
         key, name = entry.wish.key, entry.party.name
         if self._awarded.pop(key, None) is not None:
             self._awarded_pages[name] -= entry.awarded_pages
-        else:
+        elif key in self._queues.get(name, ()):  # not one that `award` refused
             self._unqueue(entry)
+        if self._gathering is entry:
+            self._gathering = None
+        if self._held_up is entry:
+            self._held_up = None
         self._leases_of[entry.wish.session_id] -= 1
         for counter, which in ((self._awarded_pages, name), (self._leases_of, entry.wish.session_id)):
             if not counter[which]:
@@ -202,27 +213,27 @@ class Policy:
         self._queued_pages[entry.party.name] += entry.wish.page_count
 
     def award(self, now_s: float) -> list[tuple[Waiting, VattError]]:
-        """Give wishes that queue what they may have now. Returns those whose time to wait is over, with the refusal."""
-        self._gathering = None
-        if not self._queues:
-            return []
-        pages_a_weight = self._pages_a_weight()
-        heads = [self._ranked(entry, pages_a_weight) for entry in self._heads()]
-        heapq.heapify(heads)
-        closed = False  # to those above their min: pages are gathered for one ahead of them
-        while heads:
-            entry = heapq.heappop(heads)[-1]
-            is_promised = self._is_within_min(entry)
-            if (closed and not is_promised) or not self._try(entry, now_s):
-                closed = closed or self._gathers_for(entry, is_promised, now_s)
-                continue
-            follower = next(iter(self._queues.get(entry.party.name, {}).values()), None)
-            if follower is not None:
-                heapq.heappush(heads, self._ranked(follower, pages_a_weight))
-        return [(entry, self._refusal(entry, now_s)) for entry in self._queued_all() if not entry.wish.may_wait(now_s)]
+        """Give wishes that queue what they may have now. Returns those whose time to wait is over, with the refusal:
+        they queue no more, and are to be removed."""
+        self._award_heads(now_s)
+        refused = []
+        for entry in self._queued_all():
+            if not entry.wish.may_wait(now_s):
+                refused.append((entry, self._refusal(entry, now_s)))
+                self._unqueue(entry)
+        if refused:  # those behind them may have their turn
+            self._award_heads(now_s)
+        return refused
 
     def recheck(self) -> list[tuple[Waiting, VattError]]:
-        """After a guarantee changed: wishes that can no longer be met, each with why."""
+        """After a guarantee changed: wishes that can no longer be met, each with why.
+
+        What a tenant was awarded above its new max queues again.
+        """
+        for entry in self.awarded:
+            is_above = self.pages_of(entry.party) > self._ceiling(entry.party)
+            if is_above and entry.wish.purpose is Purpose.ADMIT:
+                self.postpone(entry)
         checked = [(entry, self._why_hopeless(entry)) for entry in self._queued_all()]
         return [(entry, error) for entry, error in checked if error is not None]
 
@@ -230,17 +241,7 @@ class Policy:
 
     def room(self, party: Party, now_s: float) -> int:
         """The most pages that this tenant may be lent now."""
-        guarantee, has, free = party.guarantee, self.pages_of(party), self.free_pages
-        hard = soft = 0
-        for other in self._books.promised():
-            if other is not party:
-                aside = self.set_aside(other, now_s)
-                if other.guarantee.mode is MinMode.HARD:
-                    hard += aside
-                else:
-                    soft += aside
-        within_min = min(guarantee.min_pages - has, free - hard)
-        return max(0, min(max(within_min, free - hard - soft), self._ceiling(party) - has))
+        return self._room(party, self._aside_pages(now_s), now_s)
 
     def pages_of(self, party: Party) -> int:
         """What a tenant holds, and what is being made for it."""
@@ -259,20 +260,20 @@ class Policy:
         return min(unused, self.claimed_pages(party, now_s))
 
     def claimed_pages(self, party: Party, now_s: float) -> int:
-        """What a tenant waits for, or was refused lately."""
+        """What a tenant waits for, or was refused lately: who was refused may wait for the same by now."""
         claim, until_s = self._claims.get(party.name, (0, now_s))
-        return self._queued_pages[party.name] + (claim if now_s < until_s else 0)
+        return max(self._queued_pages[party.name], claim if now_s < until_s else 0)
 
     def promise_gap(self, now_s: float) -> int:
         """Pages that are promised and asked for, and neither free nor held: others must return them."""
-        return max(0, sum(self.set_aside(party, now_s) for party in self._books.promised()) - self.free_pages)
+        return max(0, sum(self._aside_pages(now_s)) - max(0, self.free_pages))
 
-    def head_gap(self, now_s: float) -> tuple[Party, int] | None:
-        """For whom pages are gathered without a promise, and how many are missing."""
-        if self._gathering is None:
+    def head_gap(self, now_s: float) -> tuple[Waiting, int] | None:
+        """Who waits for pages without a promise, and how many are missing: the one they are gathered for, if any is."""
+        entry = self._gathering or self._held_up
+        if entry is None:
             return None
-        entry = self._gathering
-        return entry.party, max(0, entry.wish.page_count - self.room(entry.party, now_s))
+        return entry, max(0, self._hope(entry, now_s) - self.room(entry.party, now_s))
 
     def longest_wait_s(self, party: Party, now_s: float) -> float:
         return max((now_s - entry.since_s for entry in self.queued(party)), default=0.0)
@@ -283,10 +284,49 @@ class Policy:
         times_s += [until_s for _, until_s in self._claims.values()]
         if self._gathering is not None and self._gathering.gathered_since_s is not None:
             since_s = self._gathering.gathered_since_s
-            times_s.append(since_s + _phase(now_s - since_s, self._timing.head_hold_s)[1])
+            times_s.append(_phase(since_s, now_s, self._timing.head_hold_s)[1])
         return min((time_s for time_s in times_s if time_s > now_s), default=None)
 
     # Inside
+
+    def _award_heads(self, now_s: float) -> None:
+        self._gathering = self._held_up = None
+        pages_a_weight = self._pages_a_weight() if len(self._queues) > 1 else 1.0  # who is alone is first
+        heads = [self._ranked(entry, pages_a_weight) for entry in self._heads()]
+        heapq.heapify(heads)
+        aside_pages = self._aside_pages(now_s) if heads else (0, 0)
+        closed = False  # to those above their min: pages are gathered for one ahead of them
+        while heads:
+            entry = heapq.heappop(heads)[-1]
+            is_promised = self._is_within_min(entry)
+            if (closed and not is_promised) or not self._try(entry, aside_pages, now_s):
+                closed = closed or self._gathers_for(entry, is_promised, now_s)
+                continue
+            aside_pages = self._aside_pages(now_s)
+            follower = next(iter(self._queues.get(entry.party.name, {}).values()), None)
+            if follower is not None:
+                heapq.heappush(heads, self._ranked(follower, pages_a_weight))
+
+    def _aside_pages(self, now_s: float) -> tuple[int, int]:
+        """What hard mins keep from others now, and soft ones."""
+        hard = soft = 0
+        for party in self._books.promised():
+            aside = self.set_aside(party, now_s)
+            if party.guarantee.mode is MinMode.HARD:
+                hard += aside
+            else:
+                soft += aside
+        return hard, soft
+
+    def _room(self, party: Party, aside_pages: tuple[int, int], now_s: float) -> int:
+        hard, soft = aside_pages
+        guarantee, has, free = party.guarantee, self.pages_of(party), self.free_pages
+        if guarantee.mode is MinMode.HARD:
+            hard -= self.set_aside(party, now_s)
+        else:
+            soft -= self.set_aside(party, now_s)
+        within_min = min(guarantee.min_pages - has, free - hard)
+        return max(0, min(max(within_min, free - hard - soft), self._ceiling(party) - has))
 
     def _ceiling(self, party: Party) -> int:
         limit = self._books.limit_pages
@@ -318,25 +358,25 @@ class Policy:
     def _queued_all(self) -> list[Waiting]:
         return [entry for queue in self._queues.values() for entry in queue.values()]
 
-    def _ranked(self, entry: Waiting, pages_a_weight: float) -> tuple[bool, float, float, int, Waiting]:
+    def _ranked(self, entry: Waiting, pages_a_weight: float) -> tuple[bool, float, int, Waiting]:
         """Lower is served first: promises, then by age, later for each share that the tenant has beyond its min."""
         party = entry.party
         above_pages = max(0, self.pages_of(party) - party.guarantee.min_pages)
         later_s = self._timing.ageing_s * above_pages / (pages_a_weight * party.guarantee.weight)
         above_min = not self._is_within_min(entry)
-        return above_min, entry.since_s + (later_s if above_min else 0.0), entry.since_s, id(entry), entry
+        return above_min, entry.since_s + (later_s if above_min else 0.0), entry.number, entry
 
     def _pages_a_weight(self) -> float:
         """What all mins leave, for each weight of those that hold or want pages; at least a page."""
         parties = {party.name: party for party in self._books.holding()}
-        parties.update((entry.party.name, entry.party) for entry in self._heads())
+        parties.update((entry.party.name, entry.party) for entry in (*self._heads(), *self._awarded.values()))
         rest = self._books.limit_pages - sum(party.guarantee.min_pages for party in self._books.promised())
         return max(1.0, rest / sum(party.guarantee.weight for party in parties.values()))
 
-    def _try(self, entry: Waiting, now_s: float) -> bool:
-        """Award the wish what it may have, if that is all of it, or enough when it cannot wait any longer."""
-        room, wish = self.room(entry.party, now_s), entry.wish
-        if room < (wish.page_count if wish.may_wait(now_s) else wish.min_page_count):
+    def _try(self, entry: Waiting, aside_pages: tuple[int, int], now_s: float) -> bool:
+        """Award the wish what it may have, if it can hope for no more, or cannot wait any longer for it."""
+        wish, room = entry.wish, self._room(entry.party, aside_pages, now_s)
+        if room < wish.min_page_count or (wish.may_wait(now_s) and room < self._hope(entry, now_s, room)):
             return False
         self._unqueue(entry)
         self._award(entry, min(room, wish.page_count))
@@ -345,17 +385,38 @@ class Policy:
     def _gathers_for(self, entry: Waiting, is_promised: bool, now_s: float) -> bool:
         """Are free pages to be kept for this wish, that lacks some, from those behind it?
 
-        Not for one within its min (they are set aside for it already), nor for one that its own max keeps waiting.
+        Not for one within its min (they are set aside for it already), nor for one that would lack pages even if all
+        came back that others have above their mins: its own tenant's pages keep it waiting, or what others were
+        promised, or the device.
         """
-        own_room = self._ceiling(entry.party) - self.pages_of(entry.party)
-        if is_promised or own_room < entry.wish.page_count or self._gathering is not None:
+        if is_promised or self._gathering is not None or not entry.wish.may_wait(now_s):
             return False
-        if not entry.wish.may_wait(now_s):
+        hope, party = self._hope(entry, now_s), entry.party
+        most = min(self._ceiling(party), self._books.capacity_pages - self._kept_pages(party, now_s))
+        if self.pages_of(party) + hope > most:
+            if hope <= most:
+                self._held_up = self._held_up or entry
             return False
         self._gathering = entry
         if entry.gathered_since_s is None:
             entry.gathered_since_s = now_s
-        return _phase(now_s - entry.gathered_since_s, self._timing.head_hold_s)[0]
+        return _phase(entry.gathered_since_s, now_s, self._timing.head_hold_s)[0]
+
+    def _hope(self, entry: Waiting, now_s: float, room: int = 0) -> int:
+        """What a wish waits for: all of it, or as much as there could be. It is known to have this room."""
+        wish, party = entry.wish, entry.party
+        if room >= wish.page_count:
+            return wish.page_count
+        most = min(self._ceiling(party), self._books.limit_pages - self._kept_pages(party, now_s))
+        return max(wish.min_page_count, min(wish.page_count, most))
+
+    def _kept_pages(self, party: Party, now_s: float) -> int:
+        """What others have of their mins, or are to have: no award within a min changes it."""
+        return sum(
+            min(other.guarantee.min_pages, self.pages_of(other)) + self.set_aside(other, now_s)
+            for other in self._books.promised()
+            if other is not party
+        )
 
     def _award(self, entry: Waiting, page_count: int) -> None:
         entry.awarded_pages = page_count
@@ -388,19 +449,19 @@ class Policy:
                 self._claims[party.name] = (claim - page_count, until_s)
 
 
-def _phase(elapsed_s: float, hold_s: float) -> tuple[bool, float]:
-    """Are pages gathered now, and until when after the beginning is that so?
+def _phase(since_s: float, now_s: float, hold_s: float) -> tuple[bool, float]:
+    """Are pages gathered now, for a wish for which that began at `since_s`, and until when is that so?
 
     The first time for `hold_s`, then longer by as much each time, with a recess of `hold_s` after each. So others pass
     again and again, and however slowly pages come back, one time is long enough.
     """
     if hold_s == 0:
-        return False, float("inf")
-    end_s, length_s = hold_s, hold_s
-    while True:
-        if elapsed_s < end_s:
-            return True, end_s
-        if elapsed_s < end_s + hold_s:
-            return False, end_s + hold_s
-        length_s += hold_s
-        end_s += hold_s + length_s
+        return False, math.inf
+
+    def begin_s(number: int) -> float:  # of that time: after 0, 2, 5, 9, ... holds
+        return since_s + hold_s * ((number - 1) * (number + 2) // 2)
+
+    number = int((math.sqrt(9 + 8 * (now_s - since_s) / hold_s) - 1) / 2)
+    number += begin_s(number + 1) <= now_s  # lest rounding gives a time that is over
+    end_s = begin_s(number) + number * hold_s
+    return (True, end_s) if now_s < end_s else (False, begin_s(number + 1))

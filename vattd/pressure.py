@@ -70,20 +70,27 @@ class Pressure:
         over = {tenant.name: self._over_max(tenant) for tenant in self._ledger.limited() if self._over_max(tenant)}
         if not (reclaims or reclaims.has_news or gap or head or over):
             return Review([], ignored, None)
-        reclaims.want(Reason.PROMISE, gap, self._holders(self._above_min) if gap else (), now_s)
+        if gap or not self._is_being_kept():
+            reclaims.want(Reason.PROMISE, gap, self._holders(self._above_min) if gap else (), now_s)
         limit = self._holders(lambda tenant: over.get(tenant.name, 0)) if over else ()
         reclaims.want(Reason.LIMIT, sum(over.values()), limit, now_s)
         if head is None:
             reclaims.drop(Reason.QUEUE)
         else:
             waits, missing = head
-            queue = self._holders(lambda t: t.held_pages if t is waits else self._above_min(t)) if missing else ()
+            # Who waits has used what it has idle, but the tenant's other sessions have not.
+            queue = [
+                holder
+                for holder in self._holders(lambda t: t.held_pages if t is waits.party else self._above_min(t))
+                if holder.session_id != waits.wish.session_id
+            ]
             reclaims.want(Reason.QUEUE, missing, queue, now_s)
-        victim = reclaims.to_kill(self._may_kill, now_s) if gap else None
+        held = {view.session_id: view.leased_pages for view in self._ledger.session_views()}
+        dying_pages = sum(held.get(session_id, 0) for session_id in self._killed)  # theirs come back in a moment
+        victim = reclaims.to_kill(self._may_kill, now_s) if gap > dying_pages else None
         if victim is not None:
             self._killed.add(victim.session_id)
             reclaims.counts.killed += 1
-        held = {view.session_id: view.leased_pages for view in self._ledger.session_views()}
         return Review(reclaims.take_requests(held, now_s), ignored, victim)
 
     def ask_all(self, depth: Depth, now_s: float) -> None:
@@ -106,19 +113,25 @@ class Pressure:
         unused = max(0, guarantee.min_pages - policy.pages_of(tenant))
         free_pages = policy.free_pages
         lent = max(0, unused - max(0, free_pages)) if guarantee.mode is MinMode.SOFT else 0
-        missing = min(policy.set_aside(tenant, now_s), policy.promise_gap(now_s))
+        aside_pages = policy.set_aside(tenant, now_s)
+        missing = min(aside_pages, policy.promise_gap(now_s)) if aside_pages else 0
         if not missing:
             return PromiseView(PromiseState.HELD, lent_pages=lent)
         deadline_s, late = self.reclaims.promise_state(now_s)
         if deadline_s is not None:
             return PromiseView(PromiseState.PENDING, missing, lent, deadline_s)
-        if not late and self._ledger.stock.is_short:
+        if not late and self._ledger.capacity_pages < self._ledger.stock.max_pages:
             late = ["device"]
         state = PromiseState.BROKEN if late else PromiseState.PENDING
         return PromiseView(state, missing, lent, broken_by=tuple(late))
 
     def next_change_s(self, now_s: float) -> float | None:
         return self.reclaims.next_change_s(now_s)
+
+    def _is_being_kept(self) -> bool:
+        """Are pages being made for a tenant with a min? If they cannot be, they are missing as before, and whoever was
+        asked for them has had its time."""
+        return any(entry.party.guarantee.min_pages for entry in self._policy.awarded)
 
     def _ask_by_hand(self, holder: Holder, depth: Depth, now_s: float) -> None:
         pages = holder.idle_pages if depth is Depth.IDLE else holder.held_pages

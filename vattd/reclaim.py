@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
 # Who answered that it has no more to give is asked again this much later.
@@ -63,13 +63,14 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Ask:
-    """Pages wanted of one session for one reason. It ends when they came, or when nobody wants them any more."""
+    """Pages wanted of one session for one reason, asked for at one time. It ends when they came, or when nobody wants
+    them any more."""
 
     session_id: str
     reason: Reason
     depth: Depth
     page_count: int  # still wanted
-    asked_s: float  # since when something is wanted of it without a break
+    asked_s: float  # since when they are wanted without a break: who gave less than was asked is asked for the rest
     answer_by_s: float
     reclaim_id: int = 0
     answered_s: float | None = None  # when the session said that it has no more to give
@@ -94,14 +95,14 @@ class ReclaimCounts:
 class Reclaims:
     """The open asks.
 
-    Invariants: of one session at most one ask for each reason is open, for no more than it held; what is asked for a
-    reason, of sessions that may still answer, is never more than is missing for it.
+    Invariants, which hold after each review: for no reason a session is asked for more than it holds; what is asked for
+    one, of sessions that may still answer, is never more than is missing for it, and of a tenant's than it can spare.
     """
 
     def __init__(self, within_s: float, kill_after_s: float | None) -> None:
         self.within_s, self._kill_after_s = within_s, kill_after_s
         self.counts = ReclaimCounts()
-        self._asks: dict[tuple[str, Reason], Ask] = {}
+        self._asks: dict[tuple[str, Reason], list[Ask]] = {}  # the oldest first
         self._last_id = 0
         self._told: set[str] = set()  # sessions that must be told what is wanted of them now
 
@@ -115,10 +116,10 @@ class Reclaims:
 
     def is_waiting(self, reason: Reason, now_s: float) -> bool:
         """May pages still come that were asked for this reason?"""
-        return any(ask.reason is reason and ask.is_live(now_s) for ask in self._asks.values())
+        return any(ask.is_live(now_s) for ask in self._for(reason))
 
     def of(self, session_id: str) -> list[Ask]:
-        return [self._asks[session_id, reason] for reason in Reason if (session_id, reason) in self._asks]
+        return [ask for reason in Reason for ask in self._asks.get((session_id, reason), ())]
 
     # What is wanted
 
@@ -130,20 +131,23 @@ class Reclaims:
         if page_count <= 0:
             self.drop(reason)
             return
-        open_asks = {ask.session_id: ask for ask in self._asks.values() if ask.reason is reason}
-        missing = page_count - sum(ask.page_count for ask in open_asks.values() if ask.is_live(now_s))
-        if missing <= 0:
-            return
-        free = []
-        for holder in holders:
-            ask = open_asks.get(holder.session_id)
-            if holder.listens and self._may_ask(ask, now_s):
-                # Who gave what it could of the idle ones has none left, whatever it reports: ask it deeper.
-                has_idle = ask is None or ask.is_live(now_s) or reason.depth is Depth.IDLE
-                free.append(holder if has_idle else replace(holder, idle_pages=0))
-        live = {session_id: ask.page_count for session_id, ask in open_asks.items() if ask.is_live(now_s)}
-        for session_id, (pages, depth) in _share_out(missing, reason, free, live).items():
-            self._ask(session_id, reason, pages, depth, now_s)
+        # Who gave what it could of the idle ones has none left, whatever it reports: it is asked deeper.
+        holders = [replace(holder, idle_pages=0) if self._gave_idle(holder, reason) else holder for holder in holders]
+        self._let_off(reason, page_count, holders, now_s)
+        # Who does not listen cannot give anything now, but its time runs: a promise must not end there.
+        for listens in (True, False):
+            live: Counter[str] = Counter()
+            for ask in self._for(reason):
+                live[ask.session_id] += ask.page_count if ask.is_live(now_s) else 0
+            asked = {
+                holder.session_id
+                for holder in holders
+                if holder.listens is listens and self._may_ask(holder.session_id, reason, now_s)
+            }
+            for session_id, (pages, depth) in _share_out(
+                page_count - live.total(), reason, holders, live, asked
+            ).items():
+                self._ask(session_id, reason, pages, depth, now_s)
 
     def want_all(self, holder: Holder, reason: Reason, depth: Depth, page_count: int, now_s: float) -> None:
         """Ask one session for so many pages, whatever others are asked."""
@@ -157,11 +161,13 @@ class Reclaims:
             self._told.add(session_id)
 
     def drop(self, reason: Reason) -> None:
-        for key in [key for key in self._asks if key[1] is reason]:
-            del self._asks[key]
+        for ask in self._for(reason):
+            self._forget(ask)
 
     def take_requests(self, held_pages: Mapping[str, int], now_s: float) -> list[Request]:
         """What sessions are to be told, once: the whole of what is wanted of them."""
+        for ask in self._all():
+            self._cut(ask, held_pages.get(ask.session_id, 0))
         requests = []
         for session_id in sorted(self._told):
             asks = [ask for ask in self.of(session_id) if ask.answered_s is None]
@@ -171,7 +177,7 @@ class Reclaims:
                 for ask in asks:
                     ask.reclaim_id = self._last_id
                 deepest = max(asks, key=lambda ask: ask.depth)
-                within_s = max(0.0, min(ask.answer_by_s for ask in asks) - now_s)
+                within_s = min((ask.answer_by_s for ask in asks if ask.is_live(now_s)), default=now_s) - now_s
                 requests.append(Request(self._last_id, session_id, pages, deepest.depth, within_s, deepest.reason))
         self._told.clear()
         return requests
@@ -185,7 +191,9 @@ class Reclaims:
             ask.page_count -= part
             page_count -= part
             if not ask.page_count:
-                self._end(ask)
+                self._forget(ask)
+                if ask.answered_s is None and not ask.was_ignored:
+                    self.counts.answered += 1
 
     def answered(self, session_id: str, reclaim_id: int, now_s: float) -> None:
         """A session says that it gave what it could. An old id says nothing of what was asked since."""
@@ -195,18 +203,16 @@ class Reclaims:
                 if not ask.was_ignored:
                     self.counts.answered += 1
                 if ask.reason is Reason.OPERATOR:  # it is for the operator to ask again
-                    del self._asks[ask.session_id, ask.reason]
+                    self._forget(ask)
 
     def ended(self, session_id: str) -> None:
         for ask in self.of(session_id):
-            del self._asks[ask.session_id, ask.reason]
+            self._forget(ask)
 
     def note_ignored(self, now_s: float) -> list[Ask]:
         """Asks whose time went by without an answer, each once."""
         ignored = [
-            ask
-            for ask in self._asks.values()
-            if not ask.was_ignored and ask.answered_s is None and now_s >= ask.answer_by_s
+            ask for ask in self._all() if not ask.was_ignored and ask.answered_s is None and now_s >= ask.answer_by_s
         ]
         for ask in ignored:
             ask.was_ignored = True
@@ -219,24 +225,22 @@ class Reclaims:
             return None
         late = [
             ask
-            for ask in self._asks.values()
-            if ask.reason is Reason.PROMISE
-            and now_s - ask.asked_s >= self._kill_after_s
-            and may_be_killed(ask.session_id)
+            for ask in self._for(Reason.PROMISE)
+            if now_s >= ask.asked_s + self._kill_after_s and may_be_killed(ask.session_id)
         ]
         return min(late, key=lambda ask: ask.asked_s, default=None)
 
     def promise_state(self, now_s: float) -> tuple[float | None, list[str]]:
         """Until when those asked for promised pages have time, and the sessions whose time for it is over."""
-        asks = [ask for ask in self._asks.values() if ask.reason is Reason.PROMISE]
-        late = sorted(ask.session_id for ask in asks if now_s >= ask.asked_s + self.within_s)
+        asks = self._for(Reason.PROMISE)
+        late = sorted({ask.session_id for ask in asks if now_s >= ask.asked_s + self.within_s})
         in_time_s = [ask.asked_s + self.within_s for ask in asks if now_s < ask.asked_s + self.within_s]
         return max(in_time_s, default=None), late
 
     def next_change_s(self, now_s: float) -> float | None:
         """When something becomes overdue, may be asked again, or is to be killed for."""
         times_s = []
-        for ask in self._asks.values():
+        for ask in self._all():
             times_s += [ask.answer_by_s, ask.asked_s + self.within_s]
             if ask.answered_s is not None:
                 times_s.append(ask.answered_s + ASK_AGAIN_S)
@@ -246,38 +250,72 @@ class Reclaims:
 
     # Inside
 
-    def _may_ask(self, ask: Ask | None, now_s: float) -> bool:
+    def _all(self) -> list[Ask]:
+        return [ask for asks in self._asks.values() for ask in asks]
+
+    def _for(self, reason: Reason) -> list[Ask]:
+        return [ask for ask in self._all() if ask.reason is reason]
+
+    def _may_ask(self, session_id: str, reason: Reason, now_s: float) -> bool:
         """Not who was asked and did not answer: pages will not come sooner by asking again."""
-        if ask is None or ask.is_live(now_s):
-            return True
-        if ask.answered_s is None:
-            return False
-        return ask.depth < ask.reason.depth or now_s >= ask.answered_s + ASK_AGAIN_S
+        return all(
+            ask.is_live(now_s)
+            or (ask.answered_s is not None and (ask.depth < reason.depth or now_s >= ask.answered_s + ASK_AGAIN_S))
+            for ask in self._asks.get((session_id, reason), ())
+        )
+
+    def _gave_idle(self, holder: Holder, reason: Reason) -> bool:
+        asks = self._asks.get((holder.session_id, reason), ())
+        return reason.depth is not Depth.IDLE and any(ask.answered_s is not None for ask in asks)
 
     def _ask(self, session_id: str, reason: Reason, page_count: int, depth: Depth, now_s: float) -> None:
-        ask = self._asks.get((session_id, reason))
-        if ask is None:
-            ask = Ask(session_id, reason, depth, 0, now_s, now_s + self.within_s)
-            self._asks[session_id, reason] = ask
-        elif not ask.is_live(now_s):
-            ask.page_count, ask.answered_s, ask.was_ignored = 0, None, False
-            ask.answer_by_s = now_s + self.within_s
-        ask.page_count += page_count
-        ask.depth = max(ask.depth, depth)
+        asks = self._asks.setdefault((session_id, reason), [])
+        # Who gave less than was asked is asked anew, for what is missing by now; it is wanted since it was asked first.
+        short = [ask for ask in asks if ask.answered_s is not None]
+        asked_s = min((ask.asked_s for ask in short), default=now_s)
+        self._asks[session_id, reason] = [
+            *(ask for ask in asks if ask.answered_s is None),
+            Ask(session_id, reason, depth, page_count, asked_s, now_s + self.within_s),
+        ]
         self.counts.asked += 1
         self.counts.asked_pages += page_count
         self._told.add(session_id)
 
-    def _end(self, ask: Ask) -> None:
-        del self._asks[ask.session_id, ask.reason]
-        if ask.answered_s is None and not ask.was_ignored:
-            self.counts.answered += 1
+    def _let_off(self, reason: Reason, page_count: int, holders: list[Holder], now_s: float) -> None:
+        """Where less is missing by now, or a tenant can spare less, ask for less: what was asked last is let off."""
+        spare_pages = {holder.tenant: holder.spare_pages for holder in holders}
+        room = {holder.session_id: min(holder.held_pages, holder.spare_pages) for holder in holders}
+        tenant_of = {holder.session_id: holder.tenant for holder in holders}
+        for ask in sorted(self._for(reason), key=lambda ask: ask.answer_by_s):
+            most = room.get(ask.session_id, 0)
+            if most and ask.is_live(now_s):
+                most = min(most, page_count, spare_pages[tenant_of[ask.session_id]])
+            if ask.page_count > most and ask.answered_s is None:
+                self._told.add(ask.session_id)
+            self._cut(ask, most)
+            if most:
+                room[ask.session_id] -= ask.page_count
+            if most and ask.is_live(now_s):
+                page_count -= ask.page_count
+                spare_pages[tenant_of[ask.session_id]] -= ask.page_count
+
+    def _cut(self, ask: Ask, page_count: int) -> None:
+        """Want no more of it than this."""
+        ask.page_count = min(ask.page_count, page_count)
+        if not ask.page_count:
+            self._forget(ask)
+
+    def _forget(self, ask: Ask) -> None:
+        asks = self._asks[ask.session_id, ask.reason]
+        asks.remove(ask)
+        if not asks:
+            del self._asks[ask.session_id, ask.reason]
 
 
 def _share_out(
-    missing: int, reason: Reason, holders: list[Holder], live: Mapping[str, int]
+    missing: int, reason: Reason, holders: list[Holder], live: Mapping[str, int], asked: Set[str]
 ) -> dict[str, tuple[int, Depth]]:
-    """Who gives how many of the missing pages: idle ones first, then, if the reason goes so deep, others.
+    """Who of `asked` gives how many of the missing pages: idle ones first, then, if the reason goes so deep, others.
 
     `live` is what sessions were asked for already.
     """
@@ -287,27 +325,32 @@ def _share_out(
             break
         wanted = Counter(live)
         wanted.update({session_id: pages for session_id, (pages, _) in shares.items()})
-        for session_id, pages in level(missing, holders, wanted, depth).items():
+        for session_id, pages in level(missing, holders, wanted, asked, depth).items():
             shares[session_id] = (shares.get(session_id, (0, depth))[0] + pages, depth)
             missing -= pages
     return shares
 
 
-def level(page_count: int, holders: Iterable[Holder], wanted: Mapping[str, int], depth: Depth) -> dict[str, int]:
-    """Up to `page_count` pages, by session, so that what tenants can spare, by weight, ends as level as can be.
-
-    `wanted` is what sessions are to give already.
+def level(
+    page_count: int, holders: Iterable[Holder], wanted: Mapping[str, int], asked: Set[str], depth: Depth
+) -> dict[str, int]:
+    """Up to `page_count` pages of the sessions `asked`, so that what tenants can spare, by weight, ends as level as can
+    be. `wanted` is what sessions are to give already.
     """
     tenants: dict[str, list[Holder]] = {}
     for holder in holders:
         tenants.setdefault(holder.tenant, []).append(holder)
-    rooms = {h.session_id: _room(h, wanted, depth) for those in tenants.values() for h in those}
+    rooms = {
+        h.session_id: _room(h, wanted, depth) for those in tenants.values() for h in those if h.session_id in asked
+    }
     spare, most, weight = {}, {}, {}
     for name, those in tenants.items():
         weight[name] = those[0].weight
         spare[name] = max(0, those[0].spare_pages - sum(wanted.get(h.session_id, 0) for h in those))
-        most[name] = min(spare[name], sum(rooms[h.session_id] for h in those))
+        most[name] = min(spare[name], sum(rooms.get(h.session_id, 0) for h in those))
     left = min(page_count, sum(most.values()))
+    if left <= 0:
+        return {}
     # The level that all are taken down to, found by halving: the lower it is, the more is taken.
     low, high = 0.0, max((spare[name] / weight[name] for name in tenants), default=0.0)
     for _ in range(64):
@@ -318,11 +361,12 @@ def level(page_count: int, holders: Iterable[Holder], wanted: Mapping[str, int],
     for name in tenants:
         share = min(left, _down_to(low * weight[name], spare[name], most[name]))
         left -= share
-        for holder in sorted(tenants[name], key=lambda h: (-rooms[h.session_id], h.session_id)):
-            pages = min(share, rooms[holder.session_id])
+        those_asked = [h.session_id for h in tenants[name] if h.session_id in asked]
+        for session_id in sorted(those_asked, key=lambda session_id: (-rooms[session_id], session_id)):
+            pages = min(share, rooms[session_id])
             share -= pages
             if pages:
-                given[holder.session_id] = pages
+                given[session_id] = pages
     return given
 
 

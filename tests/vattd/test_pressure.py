@@ -1,0 +1,291 @@
+"""What is missing for whom, who is asked or killed for it, and what status says of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from vatt.errors import PoolExhausted
+from vatt.usage import Usage
+from vattd.guarantee import Access, Guarantee, MinMode
+from vattd.ledger import Ledger
+from vattd.policy import Policy, Purpose, Timing, Wish
+from vattd.pressure import Pressure, PromiseState, Review
+from vattd.reclaim import ASK_AGAIN_S, Depth, Reason, Reclaims
+from vattd.stock import Stock
+
+POOL_PAGES = 20
+NOW_S = 100.0
+WITHIN_S = 1.0
+KILL_S = 5.0
+UID = 1000
+
+
+class Bench:
+    """Pages are ready as soon as they are lent."""
+
+    def __init__(self, *, kill_after_s: float | None = None) -> None:
+        self.stock = Stock(POOL_PAGES, shares_zone=True)
+        self.ledger = Ledger(self.stock, page_size_bytes=8, incarnation=1)
+        self.policy = Policy(self.ledger, Timing())
+        self.reclaims = Reclaims(WITHIN_S, kill_after_s)
+        self.deaf: set[str] = set()
+        self.pressure = Pressure(
+            self.ledger, self.policy, self.reclaims, lambda session_id: session_id not in self.deaf
+        )
+        for extent in self.stock.begin_create(None, POOL_PAGES):
+            self.stock.finish_create(extent, clean=True)
+        self._requests = 0
+
+    def attach(self, *session_ids: str) -> None:
+        """A session's tenant is its first letter."""
+        for session_id in session_ids:
+            self.ledger.open_session(session_id, session_id[0], UID)
+
+    def reserve(self, tenant: str, guarantee: Guarantee) -> None:
+        self.ledger.configure(tenant, guarantee, Access(frozenset({UID})))
+
+    def lend(self, session_id: str, page_count: int) -> None:
+        self._requests += 1
+        self.ledger.lease(session_id, f"l{self._requests}", page_count, page_count)
+
+    def give_back(self, session_id: str, page_count: int) -> None:
+        """It gives back by ending leases of one page."""
+        for _ in range(page_count):
+            request_id = next(
+                request_id
+                for request_id in [f"l{number}" for number in range(1, self._requests + 1)]
+                if self.ledger.remembers(session_id, request_id) and self.ledger.cancel(session_id, request_id)
+            )
+            assert request_id
+            self.reclaims.returned(session_id, 1)
+
+    def admit(self, session_id: str, page_count: int, now_s: float, *, fewest: int | None = None) -> None:
+        self._requests += 1
+        wish = Wish(session_id, f"w{self._requests}", page_count, fewest or page_count, Purpose.ADMIT, now_s + 1000)
+        self.policy.add(wish, self.ledger.tenant_of(session_id), now_s)
+        self.policy.award(now_s)
+
+    def grow(self, session_id: str, page_count: int, now_s: float) -> None:
+        self._requests += 1
+        wish = Wish(session_id, f"w{self._requests}", page_count, page_count, Purpose.GROW, now_s)
+        self.policy.add(wish, self.ledger.tenant_of(session_id), now_s)
+
+    def review(self, now_s: float) -> Review:
+        self.policy.award(now_s)
+        return self.pressure.review(now_s)
+
+    def asked(self, now_s: float) -> dict[str, int]:
+        return {request.session_id: request.page_count for request in self.review(now_s).requests}
+
+    def state_of(self, tenant: str, now_s: float) -> tuple[PromiseState, int, tuple[str, ...]]:
+        found = self.ledger.tenant(tenant)
+        assert found is not None
+        view = self.pressure.promise_of(found, now_s)
+        return view.state, view.missing_pages, view.broken_by
+
+
+def short_bench(*, kill_after_s: float | None = None, mode: MinMode = MinMode.SOFT) -> Bench:
+    """All pages are b's and c's, and a, which was promised eight, waits for them."""
+    bench = Bench(kill_after_s=kill_after_s)
+    bench.attach("a", "b", "c")
+    for _ in range(12):
+        bench.lend("b", 1)
+    for _ in range(8):
+        bench.lend("c", 1)
+    bench.reserve("a", Guarantee(min_pages=8, mode=mode))
+    bench.reserve("c", Guarantee(min_pages=6))
+    bench.admit("a", 8, NOW_S)
+    return bench
+
+
+def test_those_above_their_own_min_are_asked_for_what_a_promise_lacks() -> None:
+    bench = short_bench()
+    assert bench.asked(NOW_S) == {"b": 8}
+    bench.give_back("b", 8)
+    assert bench.asked(NOW_S + 0.1) == {}
+    assert not bench.reclaims
+
+
+def test_nobody_is_asked_while_nothing_is_missing() -> None:
+    bench = Bench()
+    bench.attach("a", "b")
+    bench.lend("b", 5)
+    bench.reserve("a", Guarantee(min_pages=8))
+    assert bench.review(NOW_S) == Review([], [], None)
+
+
+def test_a_promise_is_held_then_pending_then_broken_by_who_did_not_give() -> None:
+    bench = short_bench()
+    bench.reclaims.want(Reason.PROMISE, 0, [], NOW_S)
+    bench.review(NOW_S)
+    assert bench.state_of("a", NOW_S + 0.9) == (PromiseState.PENDING, 8, ())
+    tenant = bench.ledger.tenant("a")
+    assert tenant is not None
+    assert bench.pressure.promise_of(tenant, NOW_S + 0.9).deadline_s == NOW_S + WITHIN_S
+    later_s = NOW_S + WITHIN_S
+    assert [ask.session_id for ask in bench.review(later_s).ignored] == ["b"]
+    assert bench.state_of("a", later_s) == (PromiseState.PENDING, 8, ()), "c has two above its min, and was asked"
+    assert bench.state_of("a", later_s + WITHIN_S) == (PromiseState.BROKEN, 8, ("b", "c"))
+    bench.give_back("b", 8)
+    bench.review(later_s + WITHIN_S)
+    assert bench.state_of("a", later_s + WITHIN_S)[0] is PromiseState.HELD
+
+
+def test_a_promise_is_broken_by_the_device_when_that_has_too_little() -> None:
+    bench = Bench()
+    bench.attach("a", "b")
+    bench.reserve("a", Guarantee(min_pages=12))
+    bench.reserve("b", Guarantee(min_pages=8))
+    bench.lend("b", 8)
+    for extent in bench.stock.begin_destroy_idle(5, among=bench.ledger.shelves()):
+        bench.stock.fail_destroy(extent)
+    bench.admit("a", 12, NOW_S, fewest=1)
+    assert bench.state_of("a", NOW_S) == (PromiseState.HELD, 0, ()), "it has the seven that there are"
+    with pytest.raises(PoolExhausted):
+        bench.grow("a", 5, NOW_S)
+    assert bench.asked(NOW_S) == {}
+    assert bench.state_of("a", NOW_S) == (PromiseState.BROKEN, 5, ("device",))
+
+
+def test_what_a_soft_min_does_not_use_and_others_have_is_lent() -> None:
+    bench = Bench()
+    bench.attach("a", "b")
+    bench.lend("b", 15)
+    bench.reserve("a", Guarantee(min_pages=8))
+    tenant = bench.ledger.tenant("a")
+    assert tenant is not None
+    view = bench.pressure.promise_of(tenant, NOW_S)
+    assert (view.state, view.lent_pages) == (PromiseState.HELD, 3)
+
+
+def test_a_hard_min_that_was_set_when_its_pages_were_lent_is_asked_back_at_once() -> None:
+    bench = Bench()
+    bench.attach("a", "b")
+    bench.lend("b", 15)
+    bench.reserve("a", Guarantee(min_pages=8, mode=MinMode.HARD))
+    assert bench.asked(NOW_S) == {"b": 3}
+
+
+def test_a_tenant_above_a_max_that_was_lowered_is_asked_for_what_it_has_too_much() -> None:
+    bench = Bench()
+    bench.attach("b1", "b2", "c")
+    bench.lend("b1", 6)
+    bench.lend("b2", 4)
+    bench.lend("c", 4)
+    bench.reserve("b", Guarantee(max_pages=7))
+    bench.ledger.report_usage("b1", Usage(6, 5 * 8))
+    bench.ledger.report_usage("b2", Usage(4, 4 * 8))
+    [request] = bench.review(NOW_S).requests
+    assert (request.session_id, request.page_count, request.depth) == ("b1", 3, Depth.RUNNING)
+
+
+def test_for_one_that_waits_its_turn_idle_pages_are_asked_of_its_own_sessions_too() -> None:
+    bench = Bench()
+    bench.attach("a1", "a2", "b")
+    bench.reserve("a", Guarantee(min_pages=6))
+    bench.lend("a1", 6)
+    bench.lend("b", 10)
+    bench.ledger.report_usage("a1", Usage(6, 3 * 8))
+    bench.ledger.report_usage("b", Usage(10, 9 * 8))
+    bench.admit("a2", 12, NOW_S)
+    requests = bench.review(NOW_S).requests
+    assert {request.session_id: request.page_count for request in requests} == {"a1": 3, "b": 1}
+    assert {request.depth for request in requests} == {Depth.IDLE}
+
+
+def test_a_tenant_at_its_max_is_asked_for_idle_pages_that_its_own_next_request_waits_for() -> None:
+    bench = Bench()
+    bench.attach("a1", "a2")
+    bench.reserve("a", Guarantee(max_pages=10))
+    bench.lend("a1", 6)
+    bench.admit("a2", 7, NOW_S)
+    assert bench.asked(NOW_S) == {"a1": 3}
+
+
+def test_only_one_is_killed_while_its_pages_are_enough_for_what_is_missing() -> None:
+    bench = short_bench(kill_after_s=KILL_S)
+    bench.review(NOW_S)
+    bench.review(NOW_S + WITHIN_S)  # b is passed over, and c asked
+    victim = bench.review(NOW_S + KILL_S).victim
+    assert victim is not None
+    assert victim.session_id == "b"
+    late_s = NOW_S + WITHIN_S + KILL_S
+    assert bench.review(late_s).victim is None, "it dies"
+    bench.ledger.end_session("b", unmapped=False)
+    bench.pressure.session_ended("b")
+    assert bench.review(late_s).victim is None, "nothing is missing"
+    assert bench.reclaims.counts.killed == 1
+
+
+def test_the_next_one_is_killed_where_the_first_has_too_little() -> None:
+    bench = Bench(kill_after_s=KILL_S)
+    bench.attach("a", "b", "c")
+    bench.lend("b", 4)
+    bench.lend("c", 16)
+    bench.reserve("a", Guarantee(min_pages=12))
+    bench.admit("a", 12, NOW_S)
+    assert bench.asked(NOW_S) == {"c": 12}
+    bench.review(NOW_S + WITHIN_S)
+    bench.reserve("c", Guarantee(min_pages=8))
+    victims = [bench.review(NOW_S + WITHIN_S + KILL_S).victim for _ in range(3)]
+    assert [victim and victim.session_id for victim in victims] == ["c", None, None]
+
+
+def test_nobody_within_its_own_min_is_killed() -> None:
+    bench = short_bench(kill_after_s=KILL_S)
+    assert bench.asked(NOW_S) == {"b": 8}
+    bench.ledger.unconfigure("c")
+    bench.reserve("b", Guarantee(min_pages=12))
+    review = bench.review(NOW_S + KILL_S)
+    assert review.victim is None
+    assert [request.session_id for request in review.requests] == ["c"], "it is the borrower now"
+    assert not bench.reclaims.of("b")
+
+
+def test_a_borrower_that_nobody_can_talk_to_is_late_like_any_other() -> None:
+    bench = short_bench(kill_after_s=KILL_S)
+    bench.deaf = {"b", "c"}
+    bench.review(NOW_S)
+    assert bench.state_of("a", NOW_S) == (PromiseState.PENDING, 8, ())
+    bench.review(NOW_S + WITHIN_S)
+    assert bench.state_of("a", NOW_S + 2 * WITHIN_S)[0] is PromiseState.BROKEN
+    victim = bench.review(NOW_S + KILL_S).victim
+    assert victim is not None
+    assert victim.session_id == "b"
+
+
+def test_while_pages_are_made_for_a_promise_those_who_were_asked_are_not_forgotten() -> None:
+    """Else the time of who does not give would begin anew whenever the device seems to have enough for a moment."""
+    bench = short_bench(kill_after_s=KILL_S)
+    assert bench.asked(NOW_S) == {"b": 8}
+    bench.give_back("c", 8)
+    bench.review(NOW_S + 0.5)
+    [entry] = bench.policy.awarded
+    assert [ask.asked_s for ask in bench.reclaims.of("b")] == [NOW_S]
+    bench.policy.remove(entry)  # it is answered
+    bench.review(NOW_S + 0.6)
+    assert not bench.reclaims
+
+
+def test_an_operator_asks_all_or_one_for_idle_pages_or_for_all() -> None:
+    bench = Bench()
+    bench.attach("b", "c")
+    bench.lend("b", 4)
+    bench.lend("c", 4)
+    bench.ledger.report_usage("b", Usage(4, 3 * 8))
+    bench.pressure.ask_all(Depth.IDLE, NOW_S)
+    assert bench.asked(NOW_S) == {"b": 1, "c": 4}
+    bench.pressure.ask_one("b", Depth.RUNNING, NOW_S)
+    assert bench.asked(NOW_S) == {"b": 4}
+    bench.pressure.session_ended("b")
+    assert not bench.reclaims.of("b")
+
+
+def test_it_wakes_for_each_thing_that_becomes_due() -> None:
+    bench = short_bench(kill_after_s=KILL_S)
+    [request] = bench.review(NOW_S).requests
+    assert bench.pressure.next_change_s(NOW_S) == NOW_S + WITHIN_S
+    bench.reclaims.answered("b", request.reclaim_id, NOW_S + 0.2)
+    assert bench.pressure.next_change_s(NOW_S + 0.2) == NOW_S + 0.2 + ASK_AGAIN_S
+    bench.review(NOW_S + 4)
+    assert bench.pressure.next_change_s(NOW_S + 4.9) == NOW_S + KILL_S
