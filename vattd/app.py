@@ -130,7 +130,7 @@ def vattd() -> None:
     "--head-hold",
     metavar="TIME",
     type=Duration(),
-    default="5s",
+    default="10s",
     show_default=True,
     help="How long free pages are gathered for the first in the queue before others may pass; 0: not at all.",
 )

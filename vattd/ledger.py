@@ -82,6 +82,7 @@ class Ledger:
         self._tenants: dict[str, Tenant] = {}
         self._sessionless: dict[str, Tenant] = {}  # those of them without a session
         self._promised: dict[str, Tenant] = {}  # those with a min
+        self._promised_pages = 0  # the sum of their mins
         self._limited: dict[str, Tenant] = {}  # those with a max
         self._sessions: dict[str, _Session] = {}
         self._mapped_pages = 0
@@ -102,6 +103,7 @@ class Ledger:
             self._set(self._tenants[name], NO_GUARANTEE, None)
 
     def _set(self, tenant: Tenant, guarantee: Guarantee, access: Access | None) -> None:
+        self._promised_pages += guarantee.min_pages - tenant.guarantee.min_pages
         tenant.guarantee, tenant.access = guarantee, access
         self.stock.keep_for(tenant.shelf, guarantee.hard_pages)
         for those, belongs in (
@@ -244,6 +246,11 @@ class Ledger:
     @property
     def lent_pages(self) -> int:
         return self.stock.lent_pages
+
+    @property
+    def promised_pages(self) -> int:
+        """The sum of all mins."""
+        return self._promised_pages
 
     def promised(self) -> Iterable[Tenant]:
         """Tenants with a min."""

@@ -83,6 +83,10 @@ class Books(Protocol):
     def limit_pages(self) -> int: ...
     @property
     def lent_pages(self) -> int: ...
+    @property
+    def promised_pages(self) -> int:
+        """The sum of all mins."""
+
     def promised(self) -> Iterable[Party]:
         """Tenants with a min."""
 
@@ -107,7 +111,7 @@ class Timing:
     """`head_hold_s` is how long pages are gathered at first for a wish that others could be served before; `ageing_s`
     how much later than it came a wish counts, for each share that its tenant has beyond its min."""
 
-    head_hold_s: float = 5.0
+    head_hold_s: float = 10.0
     ageing_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -260,13 +264,28 @@ class Policy:
         return min(unused, self.claimed_pages(party, now_s))
 
     def claimed_pages(self, party: Party, now_s: float) -> int:
-        """What a tenant waits for, or was refused lately: who was refused may wait for the same by now."""
+        """What a tenant waits for within its min, or was refused lately: who was refused may wait for the same by now.
+
+        A wish that reaches beyond the min is none that was promised, nor is one behind it.
+        """
         claim, until_s = self._claims.get(party.name, (0, now_s))
-        return max(self._queued_pages[party.name], claim if now_s < until_s else 0)
+        unused, queued = party.guarantee.min_pages - self.pages_of(party), 0
+        for entry in self._queues.get(party.name, {}).values():
+            if queued + entry.wish.page_count > unused:
+                break
+            queued += entry.wish.page_count
+        return max(queued, claim if now_s < until_s else 0)
 
     def promise_gap(self, now_s: float) -> int:
         """Pages that are promised and asked for, and neither free nor held: others must return them."""
-        return max(0, sum(self._aside_pages(now_s)) - max(0, self.free_pages))
+        free_pages = max(0, self.free_pages)
+        if free_pages >= self._books.promised_pages:
+            return 0
+        return max(0, sum(self._aside_pages(now_s)) - free_pages)
+
+    def hard_gap(self, now_s: float) -> int:
+        """Of hard mins alone, which come before soft ones."""
+        return max(0, self._aside_pages(now_s)[0] - max(0, self.free_pages))
 
     def head_gap(self, now_s: float) -> tuple[Waiting, int] | None:
         """Who waits for pages without a promise, and how many are missing: the one they are gathered for, if any is."""

@@ -31,7 +31,7 @@ from vattd.guarantee import Access, Guarantee
 from vattd.ledger import Ledger, PageRun, Tenant
 from vattd.policy import Policy, Purpose, Waiting, Wish
 from vattd.pressure import Pressure
-from vattd.reclaim import Depth, Reason, Reclaims, Request
+from vattd.reclaim import Reason, Reclaims, Request
 from vattd.rules import PoolRules
 from vattd.upkeep import Upkeep
 from vattd.workshop import Slice, Workshop
@@ -213,11 +213,12 @@ class Pool:
         """Begin nothing new: refuse ADMITs, those that wait too, and new sessions; ask for what is idle."""
         self.draining = True
         self._answer_all(lambda wish: wish.purpose is Purpose.ADMIT, Draining("an operator has this vattd drained"))
-        self.pressure.ask_all(Depth.IDLE, self._now())
+        self.pressure.ask_all(self._now())
         self._changed.set()
 
     def resume(self) -> None:
         self.draining = False
+        self.pressure.reclaims.drop(Reason.OPERATOR)
         self._changed.set()
 
     async def shrink(self) -> int:
@@ -231,7 +232,7 @@ class Pool:
 
     async def ask_idle_back(self, wait_s: float) -> None:
         """Ask every session for what it does not use, and wait until all have answered, or for so long."""
-        self.pressure.ask_all(Depth.IDLE, self._now())
+        self.pressure.ask_all(self._now())
         self._calm.clear()
         self._changed.set()
         with suppress(asyncio.TimeoutError):
@@ -239,7 +240,7 @@ class Pool:
 
     def evict(self, session_id: str) -> None:
         """Ask the session for all its pages, and answer what it waits for."""
-        self.pressure.ask_one(session_id, Depth.RUNNING, self._now())
+        self.pressure.ask_to_leave(session_id, self._now())
         error = SessionEvicted("an operator asked this session to leave")
         self._answer_all(lambda wish: wish.session_id == session_id, error)
         self._changed.set()
@@ -396,6 +397,7 @@ class Pool:
         self.policy.remove(entry)
         future = self._answers.pop(entry.wish.key).future
         if isinstance(answer, VattError):
+            self._changed.set()  # those behind it may have their turn
             future.set_exception(answer)
             future.exception()  # whoever asked may have stopped listening: that is no error of ours
         else:

@@ -13,7 +13,7 @@ from vatt.errors import SessionUnknown
 from vattd.guarantee import MinMode
 from vattd.ledger import Ledger, Tenant
 from vattd.policy import Policy
-from vattd.reclaim import Ask, Depth, Holder, Reason, Reclaims, Request
+from vattd.reclaim import Ask, Holder, Reason, Reclaims, Request
 from vattd.snapshot import SessionView
 
 
@@ -93,15 +93,17 @@ class Pressure:
             reclaims.counts.killed += 1
         return Review(reclaims.take_requests(held, now_s), ignored, victim)
 
-    def ask_all(self, depth: Depth, now_s: float) -> None:
-        """Ask every session for what it holds as deep as this, because an operator wants it."""
+    def ask_all(self, now_s: float) -> None:
+        """An operator wants what no request uses: ask every session for it."""
         for holder in self._holders(lambda tenant: tenant.held_pages):
-            self._ask_by_hand(holder, depth, now_s)
+            if holder.listens:
+                self.reclaims.want_all(holder, Reason.OPERATOR, holder.idle_pages, now_s)
 
-    def ask_one(self, session_id: str, depth: Depth, now_s: float) -> None:
+    def ask_to_leave(self, session_id: str, now_s: float) -> None:
+        """An operator wants all that this session has."""
         for holder in self._holders(lambda tenant: tenant.held_pages):
             if holder.session_id == session_id:
-                self._ask_by_hand(holder, depth, now_s)
+                self.reclaims.want_all(holder, Reason.EVICTION, holder.held_pages, now_s)
 
     def session_ended(self, session_id: str) -> None:
         self.reclaims.ended(session_id)
@@ -114,7 +116,8 @@ class Pressure:
         free_pages = policy.free_pages
         lent = max(0, unused - max(0, free_pages)) if guarantee.mode is MinMode.SOFT else 0
         aside_pages = policy.set_aside(tenant, now_s)
-        missing = min(aside_pages, policy.promise_gap(now_s)) if aside_pages else 0
+        gap = policy.hard_gap if guarantee.mode is MinMode.HARD else policy.promise_gap
+        missing = min(aside_pages, gap(now_s)) if aside_pages else 0
         if not missing:
             return PromiseView(PromiseState.HELD, lent_pages=lent)
         deadline_s, late = self.reclaims.promise_state(now_s)
@@ -132,11 +135,6 @@ class Pressure:
         """Are pages being made for a tenant with a min? If they cannot be, they are missing as before, and whoever was
         asked for them has had its time."""
         return any(entry.party.guarantee.min_pages for entry in self._policy.awarded)
-
-    def _ask_by_hand(self, holder: Holder, depth: Depth, now_s: float) -> None:
-        pages = holder.idle_pages if depth is Depth.IDLE else holder.held_pages
-        if holder.listens:
-            self.reclaims.want_all(holder, Reason.OPERATOR, depth, pages, now_s)
 
     def _above_min(self, tenant: Tenant) -> int:
         return max(0, tenant.held_pages - tenant.guarantee.min_pages)

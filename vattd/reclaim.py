@@ -29,11 +29,12 @@ class Reason(enum.Enum):
     PROMISE = "another tenant's min is short"
     LIMIT = "the tenant's max was lowered"
     QUEUE = "others wait for pages"
-    OPERATOR = "an operator asks"
+    OPERATOR = "an operator asks for what is idle"
+    EVICTION = "an operator asks this session to leave"
 
     @property
     def depth(self) -> Depth:
-        return Depth.IDLE if self is Reason.QUEUE else Depth.RUNNING
+        return Depth.IDLE if self in (Reason.QUEUE, Reason.OPERATOR) else Depth.RUNNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +150,11 @@ class Reclaims:
             ).items():
                 self._ask(session_id, reason, pages, depth, now_s)
 
-    def want_all(self, holder: Holder, reason: Reason, depth: Depth, page_count: int, now_s: float) -> None:
+    def want_all(self, holder: Holder, reason: Reason, page_count: int, now_s: float) -> None:
         """Ask one session for so many pages, whatever others are asked."""
         if page_count > 0:
             self._asks.pop((holder.session_id, reason), None)
-            self._ask(holder.session_id, reason, page_count, depth, now_s)
+            self._ask(holder.session_id, reason, page_count, reason.depth, now_s)
 
     def tell_again(self, session_id: str) -> None:
         """Nobody listened when the session was asked."""
@@ -202,7 +203,7 @@ class Reclaims:
                 ask.answered_s = now_s
                 if not ask.was_ignored:
                     self.counts.answered += 1
-                if ask.reason is Reason.OPERATOR:  # it is for the operator to ask again
+                if ask.reason in (Reason.OPERATOR, Reason.EVICTION):  # it is for the operator to ask again
                     self._forget(ask)
 
     def ended(self, session_id: str) -> None:

@@ -72,7 +72,7 @@ class Stock:
     def __init__(self, max_pages: int, *, shares_zone: bool) -> None:
         self.max_pages = max_pages
         self.shares_zone = shares_zone
-        self.is_short = False  # the device gives no more memory now; the pool says so
+        self._short_pages: int | None = None  # what was backed when the device gave no more; None: it gives
         self.lent_pages = self.backed_pages = 0  # backed: with memory, or on their way there or back
         self.created_total = self.scrubbed_total = self.destroyed_total = 0
         # The shared zone; else a zone for pages made ahead, which becomes that of the first tenant that comes.
@@ -165,6 +165,8 @@ class Stock:
         self._creating.remove(extent)
         (self._zones[extent.zone].clean if clean else self._fresh).give_back(extent)
         self.created_total += extent.page_count
+        if self._short_pages is not None and self.backed_pages > self._short_pages:
+            self._short_pages = None  # it gives more again
 
     def fail_create(self, extent: Extent) -> None:
         self._creating.remove(extent)
@@ -205,23 +207,31 @@ class Stock:
         if not chosen and self._shelves:
             return []
         if self.shares_zone:
-            page_count = min(page_count, self.idle_pages - self.kept_pages)
-        ids = {id(shelf) for shelf in chosen}
-        used_by_others = {shelf.zone.number for shelf in self._shelves if id(shelf) not in ids}
+            return _enter(self._destroying, self._take_shared(page_count, chosen))
+        return _enter(self._destroying, self._take_apart(page_count, chosen, keep_pages))
+
+    def _take_shared(self, page_count: int, chosen: list[Shelf]) -> list[Extent]:
+        """What is kept for hard mins stays, and stays ready: as many pages, and as many clean ones."""
+        left = min(page_count, self.idle_pages - self.kept_pages)
         extents: list[Extent] = []
         for shelf in chosen:
-            left = page_count - page_count_of(extents)
-            if not self.shares_zone:
-                left = min(left, shelf.ready_pages - max(keep_pages, shelf.kept_pages))
-            if left <= 0:
-                continue
+            extents += shelf.dirty.take(min(left - page_count_of(extents), shelf.dirty.page_count - shelf.kept_pages))
+        if len(chosen) == len(self._shelves) and self._spare is not None:  # nobody else could use the others
+            extents += self._fresh.take(left - page_count_of(extents))
+            spare_pages = self._spare.clean.page_count - self._kept_clean_pages
+            extents += self._spare.clean.take(min(left - page_count_of(extents), spare_pages))
+        return extents
+
+    def _take_apart(self, page_count: int, chosen: list[Shelf], keep_pages: int) -> list[Extent]:
+        extents: list[Extent] = []
+        for shelf in chosen:
+            over = shelf.ready_pages - max(keep_pages, shelf.kept_pages)
+            left = min(page_count - page_count_of(extents), over)
             dirty = shelf.dirty.take(left)
-            clean = [] if shelf.zone.number in used_by_others else shelf.zone.clean.take(left - page_count_of(dirty))
-            extents += [*dirty, *clean]
-        if not used_by_others:  # nobody else could use what belongs to no tenant
-            for source in (self._fresh, *((self._spare.clean,) if self._spare is not None else ())):
-                extents += source.take(max(0, page_count - page_count_of(extents)))
-        return _enter(self._destroying, extents)
+            extents += [*dirty, *shelf.zone.clean.take(left - page_count_of(dirty))]
+        if not self._shelves and self._spare is not None:
+            extents += self._spare.clean.take(page_count - page_count_of(extents))
+        return extents
 
     def begin_destroy_for(self, shelf: Shelf, page_count: int) -> list[Extent]:
         """Up to `page_count` idle pages of other tenants, so that their capacity can be created for this one."""
@@ -258,8 +268,25 @@ class Stock:
     @property
     def capacity_pages(self) -> int:
         """What could be lent at one time: less than the limit while the device gives no more."""
-        most = self.backed_pages if self.is_short else self.max_pages
+        most = self.max_pages if self._short_pages is None else self._short_pages
         return most - self._broken.page_count
+
+    @property
+    def is_short(self) -> bool:
+        """Did the device refuse to make a page the last time that one more was asked of it?"""
+        return self._short_pages is not None
+
+    @property
+    def is_below_refusal(self) -> bool:
+        """Is less backed than when the device refused?"""
+        return self._short_pages is not None and self.backed_pages < self._short_pages
+
+    def note_refusal(self) -> None:
+        """The device gave not even one page more than it has given."""
+        self._short_pages = self.backed_pages
+
+    def forget_refusal(self) -> None:
+        self._short_pages = None
 
     @property
     def limit_pages(self) -> int:
@@ -289,8 +316,13 @@ class Stock:
         """
         if not self.shares_zone:
             return max(0, shelf.kept_pages - shelf.ready_pages)
-        needed = sum(max(0, other.kept_pages - other.dirty.page_count) for other in self.hard_shelves)
-        return max(0, min(shelf.kept_pages - shelf.dirty.page_count, needed - shelf.zone.clean.page_count))
+        missing = self._kept_clean_pages - shelf.zone.clean.page_count
+        return max(0, min(shelf.kept_pages - shelf.dirty.page_count, missing))
+
+    @property
+    def _kept_clean_pages(self) -> int:
+        """Where tenants share a zone: clean pages that are kept for hard mins, beside their tenants' dirty ones."""
+        return sum(max(0, shelf.kept_pages - shelf.dirty.page_count) for shelf in self.hard_shelves)
 
     def shelf_to_stock_up(self) -> Shelf | None:
         """Where to put pages made ahead of need: ahead of any tenant (None) while that can be, else a bare shelf."""

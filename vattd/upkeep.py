@@ -50,7 +50,7 @@ class Upkeep:
         """`wanted` is where pages are waited for most."""
         work = self._workshop.quarantine_slice()
         if work is None and self._stock.is_short:
-            work = self._workshop.probe_slice(wanted or self._stock.shelf_to_stock_up(), now_s)
+            work = self._workshop.probe_slice(wanted, now_s)
         if work is None and not self._on_shrunk:
             work = self._ready_slice(now_s)
         if work is not None:

@@ -39,9 +39,8 @@ class Slice:
 class Workshop:
     """Creates, scrubs and destroys the pages of one stock. Belongs to the pool's one task.
 
-    `shortage` is why the device gave or scrubbed no memory the last time, None once it did. The stock is short from
-    when the device refused to make a page until it makes one, or has memory of ours back. Until `retry_s` it is not
-    asked again.
+    `shortage` is why the device gave or scrubbed no memory the last time, None once it did. Until `retry_s` it is not
+    asked again, unless memory of ours goes back to it.
     """
 
     def __init__(self, stock: Stock, driver: PhysicalDriver, thread: DriverThread) -> None:
@@ -77,9 +76,20 @@ class Workshop:
         page_count = min(missing_pages, self._background_pages)
         return self._create(self._stock.shelf_to_stock_up(), page_count, Urgency.BACKGROUND, now_s)
 
-    def probe_slice(self, shelf: Shelf | None, now_s: float) -> Slice | None:
-        """While the device gives no memory: ask it for one page, when it is time to."""
-        return self._create(shelf, 1, Urgency.BACKGROUND, now_s) if self._stock.is_short else None
+    def probe_slice(self, wanted: Shelf | None, now_s: float) -> Slice | None:
+        """While the device gives no more memory: when it is time to, ask for one page more than it has given, for where
+        pages are wanted most. If nobody wants any, the refusal is forgotten: who does will find out."""
+        if now_s < self.retry_s:
+            return None
+        hard = next((shelf for shelf in self._stock.hard_shelves if self._stock.unready_pages(shelf)), None)
+        shelf = wanted or hard
+        if shelf is not None:
+            return None if self._stock.is_below_refusal else self._create(shelf, 1, Urgency.BACKGROUND, now_s)
+        self._stock.forget_refusal()
+        self._failing.discard("create")
+        if not self._failing:
+            self.shortage = None
+        return None
 
     def trim_slice(self, surplus_pages: int, shelves: Iterable[Shelf], keep_pages: int = 0) -> Slice | None:
         """Idle pages of these tenants go back to the device; `keep_pages` stay with each."""
@@ -125,7 +135,7 @@ class Workshop:
         return Slice(self._driver.create, extents, finish, self._stock.fail_create, urgency) if extents else None
 
     def _scrub(self, shelf: Shelf | None, page_count: int, urgency: Urgency, now_s: float) -> Slice | None:
-        if now_s < self.retry_s:
+        if now_s < self.retry_s and "scrub" in self._failing:
             return None
         stock, extents = self._stock, self._stock.begin_scrub(shelf, page_count)
         return Slice(self._driver.scrub, extents, stock.finish_scrub, stock.fail_scrub, urgency) if extents else None
@@ -151,18 +161,17 @@ class Workshop:
             self.shortage = error
             self.retry_s = now_s + RETRY_S
         if name == "create":
-            self._stock.is_short = True
+            self._stock.note_refusal()
 
     def _succeeded(self, work: Slice) -> None:
         name = work.call.__name__
+        if name == "create" and self._stock.is_short:
+            return  # no more than the device had given before
         if name in self._failing:
             log.info("%s works again", name)
             self._failing.remove(name)
-        if name == "create":
-            self._stock.is_short = False
-        elif name == "destroy" and self._stock.is_short and "scrub" not in self._failing:
-            self._stock.is_short = False  # the device has that much at least
-            self._failing.discard("create")
-            self.retry_s = 0.0
+        if name == "destroy" and "scrub" not in self._failing:
+            self.retry_s = 0.0  # the device has that much at least
         if not self._failing:
             self.shortage = None
+            self.retry_s = 0.0

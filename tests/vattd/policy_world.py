@@ -42,7 +42,6 @@ UID = 1000
 ACCESS = Access(frozenset({UID}))
 PAGE_SIZE = 1 << 20  # two pages are a slice of background work
 KILL_S = 0.2  # at most so long lives a process after SIGKILL
-MAX_TURNS_WHILE_SHORT = 60
 MAX_TURNS = 300  # of one event: more are a busy loop
 
 
@@ -286,8 +285,12 @@ class World:
         self.device.memory_pages = page_count
         self._disturb()
 
-    def ask_all(self, depth: Depth) -> None:
-        self.pressure.ask_all(depth, self.now_s)
+    def ask_all(self) -> None:
+        self.pressure.ask_all(self.now_s)
+        self.turn()
+
+    def ask_to_leave(self, session_id: str) -> None:
+        self.pressure.ask_to_leave(session_id, self.now_s)
         self.turn()
 
     def shrink(self) -> None:
@@ -338,9 +341,7 @@ class World:
     # Pool's loop
 
     def turn(self) -> None:
-        for turns in range(MAX_TURNS):
-            if turns > MAX_TURNS_WHILE_SHORT and self.is_device_short:
-                break
+        for _ in range(MAX_TURNS):
             if self.under_way is not None:
                 return
             self._has_refused = False
@@ -360,11 +361,7 @@ class World:
                 self._at(self.now_s + 0.05 * self.rng.random(), self._driver_is_done)
                 return
             _run(self.workshop.do(work, lambda: self.now_s))
-        # While the device gives less than was awarded, pages made for one tenant may be destroyed for another's.
-        assert self.is_device_short, "a busy loop"
-        self.counts["busy for want of memory"] += 1
-        self.set_memory(self.setting.pool_pages)
-        self.turn()
+        raise AssertionError("a busy loop")
 
     def _driver_is_done(self) -> None:
         work, self.under_way = self.under_way, None
@@ -702,7 +699,7 @@ class World:
                     by_tenant[engine.tenant.name, ask.reason] += ask.page_count
         for (session_id, reason), page_count in of_session.items():
             assert page_count <= self.engines[session_id].held_pages, f"{session_id} is asked for more than it has"
-            assert reason is Reason.OPERATOR or missing.get(reason, 1), f"{reason} is over"
+            assert reason in (Reason.OPERATOR, Reason.EVICTION) or missing.get(reason, 1), f"{reason} is over"
         for reason, page_count in missing.items():
             assert asked[reason] <= page_count, f"{reason}: {asked[reason]} asked, {page_count} missing"
         for (name, reason), page_count in by_tenant.items():
@@ -903,6 +900,9 @@ def _disturb(world: World, engine: Engine, rng: Random) -> None:
     elif dice < 0.85:
         world.attach_again(rng.choice(list(world.engines.values())))
     elif dice < 0.93:
-        world.ask_all(rng.choice(list(Depth)))
-    elif not world.is_device_short:
+        if rng.random() < 0.5:
+            world.ask_all()
+        else:
+            world.ask_to_leave(engine.session_id)
+    else:
         world.shrink()

@@ -38,6 +38,10 @@ class Books:
     def lent_pages(self) -> int:
         return sum(tenant.held_pages for tenant in self.tenants)
 
+    @property
+    def promised_pages(self) -> int:
+        return sum(tenant.guarantee.min_pages for tenant in self.tenants)
+
     def promised(self) -> list[Tenant]:
         return [tenant for tenant in self.tenants if tenant.guarantee.min_pages]
 
@@ -496,3 +500,14 @@ def test_access_is_by_user_or_by_any_group() -> None:
     assert not access.allows(50, (1000,))
     assert not Access(frozenset()).allows(0, (0,))
     assert (str(access), str(Access(frozenset()))) == ("uid 1000, gid 50", "nobody")
+
+
+def test_a_wish_that_reaches_beyond_the_min_is_none_that_was_promised() -> None:
+    a, b = Tenant("a", Guarantee(min_pages=10)), Tenant("b")
+    desk = Desk(20, a, b)
+    desk.books.tenants[1].held_pages = 20
+    desk.admit(a, 12, NOW_S)
+    desk.policy.award(NOW_S)
+    assert desk.policy.promise_gap(NOW_S) == 0, "nobody's running requests are taken for what was not promised"
+    desk.admit(a, 4, NOW_S)
+    assert desk.policy.promise_gap(NOW_S) == 0, "it waits behind its own tenant's larger one"

@@ -22,7 +22,6 @@ from tests.vattd.policy_world import (
     fitting_guarantee,
 )
 from vattd.guarantee import Guarantee, MinMode
-from vattd.reclaim import Depth
 
 PAGES = st.integers(1, 44)
 WEIGHTS = st.sampled_from([1, 2, 1000])
@@ -130,10 +129,10 @@ class PolicyMachine(RuleBasedStateMachine):
         assert self.world is not None
         self.world.set_memory(min(memory_pages, self.world.setting.pool_pages))
 
-    @rule(depth=st.sampled_from(list(Depth)))
-    def ask_all(self, depth: Depth) -> None:
+    @rule()
+    def ask_all(self) -> None:
         assert self.world is not None
-        self.world.ask_all(depth)
+        self.world.ask_all()
 
     @rule(seconds=st.floats(0.001, 12.0))
     def wait(self, seconds: float) -> None:

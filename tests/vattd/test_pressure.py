@@ -273,9 +273,9 @@ def test_an_operator_asks_all_or_one_for_idle_pages_or_for_all() -> None:
     bench.lend("b", 4)
     bench.lend("c", 4)
     bench.ledger.report_usage("b", Usage(4, 3 * 8))
-    bench.pressure.ask_all(Depth.IDLE, NOW_S)
+    bench.pressure.ask_all(NOW_S)
     assert bench.asked(NOW_S) == {"b": 1, "c": 4}
-    bench.pressure.ask_one("b", Depth.RUNNING, NOW_S)
+    bench.pressure.ask_to_leave("b", NOW_S)
     assert bench.asked(NOW_S) == {"b": 4}
     bench.pressure.session_ended("b")
     assert not bench.reclaims.of("b")
@@ -289,3 +289,17 @@ def test_it_wakes_for_each_thing_that_becomes_due() -> None:
     assert bench.pressure.next_change_s(NOW_S + 0.2) == NOW_S + 0.2 + ASK_AGAIN_S
     bench.review(NOW_S + 4)
     assert bench.pressure.next_change_s(NOW_S + 4.9) == NOW_S + KILL_S
+
+
+def test_a_hard_min_that_lies_ready_is_held_whatever_is_missing_to_others() -> None:
+    bench = Bench()
+    bench.attach("a", "b")
+    bench.reserve("h", Guarantee(min_pages=4, mode=MinMode.HARD))
+    bench.reserve("a", Guarantee(min_pages=8))
+    bench.lend("b", 16)
+    bench.admit("a", 8, NOW_S)
+    bench.review(NOW_S)
+    later_s = NOW_S + WITHIN_S + 0.1
+    bench.review(later_s)
+    assert bench.state_of("a", later_s) == (PromiseState.BROKEN, 8, ("b",))
+    assert bench.state_of("h", later_s) == (PromiseState.HELD, 0, ())
