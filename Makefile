@@ -10,6 +10,14 @@ SOAK_SECONDS ?= 60
 SOAK_KILLS ?= 100
 SOAK_BACK_WITHIN_S ?= 0.1
 
+# Random steps of the policy, in virtual time.
+SOAK_POLICY_STEPS ?= 1000000
+
+# How long clients saturate the daemon, on each backend.
+BENCH_SECONDS ?= 5
+# Of the study of several tenants; the default is all of it, some minutes.
+STUDY ?=
+
 # For each of three ways to map.
 DECODE_SECONDS ?= 60
 
@@ -25,7 +33,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo run test soak bench decode replay stubs clean
+.PHONY: help venv demo run test soak bench decode replay study stubs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,12 +52,14 @@ test: $(STAMP) ## the whole gate: format, lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
-soak: $(STAMP) ## the long form of the end-to-end tests: a minute of sharing, 100 kills, on each backend
+soak: $(STAMP) ## the long form of the random tests: a million steps of the policy, then a minute of sharing, 100 kills
+	$(BIN)/python -m pytest -q --timeout 900 tests/vattd/test_policy.py --policy-steps $(SOAK_POLICY_STEPS)
 	$(BIN)/python -m pytest -q -s --timeout 900 tests/e2e \
 		--seconds $(SOAK_SECONDS) --kills $(SOAK_KILLS) --back-within-s $(SOAK_BACK_WITHIN_S)
 
 bench: $(STAMP) ## what the daemon and a step of the library cost on this machine
 	@$(BIN)/python -m benchmarks.daemon
+	@$(BIN)/python -m benchmarks.leasing --seconds $(BENCH_SECONDS)
 	@$(BIN)/python -m benchmarks.steps
 
 decode: $(STAMP) ## a decode loop on the simulated driver: how long steps wait for mapping, in three ways
@@ -60,6 +70,9 @@ replay: $(STAMP) ## chat requests through the library in virtual time (REPLAY_RE
 	@$(BIN)/vattctl replay azure_conv --speed 0 --max-requests $(REPLAY_SATURATED_REQUESTS)
 	@echo
 	@$(BIN)/vattctl replay azure_conv --max-requests $(REPLAY_REQUESTS) --plot $(REPLAY_PLOT)
+
+study: $(STAMP) ## several tenants' traces through the policy in virtual time: one pool against a static split
+	@$(BIN)/python -m benchmarks.tenants $(STUDY)
 
 stubs: $(STAMP) ## generate proto/vatt/v1/*_pb2* from the .proto
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto \
