@@ -1,0 +1,1 @@
+"""Several tenants' request traces at the same time, over vattd's own policy, in virtual time."""
