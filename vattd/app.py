@@ -31,9 +31,9 @@ from vattd.config import (
     parse_page_size,
 )
 from vattd.peer import peer_of
-from vattd.policy import Timing
 from vattd.ready import ReadyPipe
 from vattd.rules import PoolRules
+from vattd.wish import Timing
 from vattention.vmm import device_uuid
 
 EXIT_REFUSED = 1

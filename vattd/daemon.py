@@ -31,8 +31,9 @@ from vattd.driver_thread import DriverThread
 from vattd.handle_server import HandleServer
 from vattd.ledger import Ledger
 from vattd.metrics import MetricsServer, PoolCollector
-from vattd.pool import Pool, PoolLimits
+from vattd.pool import Pool
 from vattd.ready import ReadyPipe
+from vattd.rules import PoolLimits
 from vattd.service import EngineService
 from vattd.sessions import Sessions
 from vattd.state_file import StateFile

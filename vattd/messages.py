@@ -9,8 +9,9 @@ from vatt.usage import Usage
 from vatt.v1 import vatt_pb2 as pb
 from vattd.guarantee import Access, MinMode
 from vattd.pressure import PromiseState, PromiseView
-from vattd.reclaim import Depth, ReclaimCounts, Request
+from vattd.reclaim import ReclaimCounts, Request
 from vattd.reservation import Reservation
+from vattd.share_out import Depth
 from vattention.vmm.driver import Device, DeviceMemory
 
 _MODES = {MinMode.SOFT: pb.MIN_MODE_SOFT, MinMode.HARD: pb.MIN_MODE_HARD}

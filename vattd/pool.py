@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from vatt.errors import (
     DeviceLost,
@@ -27,13 +27,15 @@ from vatt.errors import (
     VattError,
 )
 from vattd.driver_thread import DriverThread, Urgency
+from vattd.engines import Engines, NoEngines
 from vattd.guarantee import Access, Guarantee
 from vattd.ledger import Ledger, PageRun, Tenant
-from vattd.policy import Policy, Purpose, Waiting, Wish
+from vattd.policy import Policy
 from vattd.pressure import Pressure
-from vattd.reclaim import Reason, Reclaims, Request
-from vattd.rules import PoolRules
+from vattd.reclaim import Reason, Reclaims
+from vattd.rules import PoolLimits, PoolRules
 from vattd.upkeep import Upkeep
+from vattd.wish import Purpose, Waiting, Wish
 from vattd.workshop import Slice, Workshop
 from vattention.vmm.driver import DeviceMemory, PhysicalDriver
 
@@ -43,40 +45,6 @@ T = TypeVar("T")
 
 # A wish costs a little at every turn; an engine has a handful under way.
 MAX_WAITING_LEASES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class PoolLimits:
-    """Bytes of memory the pool keeps backed, may back, and keeps ready for each tenant that has a session."""
-
-    min_bytes: int
-    max_bytes: int
-    headroom_bytes: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_bytes <= self.max_bytes or self.headroom_bytes < 0:
-            raise ValueError(f"not a pool's limits: {self}")
-
-
-class Engines(Protocol):
-    """The attached sessions, as far as the pool has something to tell them."""
-
-    def listens(self, session_id: str) -> bool:
-        """Is its stream up?"""
-
-    def ask_back(self, request: Request) -> None: ...
-    def kill(self, session_id: str, cause: str) -> None: ...
-
-
-class NoEngines:
-    """Before there is anybody to tell."""
-
-    def listens(self, session_id: str) -> bool:
-        return False
-
-    def ask_back(self, request: Request) -> None: ...
-
-    def kill(self, session_id: str, cause: str) -> None: ...
 
 
 @dataclass(slots=True)

@@ -13,7 +13,8 @@ from vatt.errors import SessionUnknown
 from vattd.guarantee import MinMode
 from vattd.ledger import Ledger, Tenant
 from vattd.policy import Policy
-from vattd.reclaim import Ask, Holder, Reason, Reclaims, Request
+from vattd.reclaim import Ask, Reason, Reclaims, Request
+from vattd.share_out import Holder
 from vattd.snapshot import SessionView
 
 

@@ -1,11 +1,11 @@
-"""The times by which a pool shares."""
+"""The bounds of a pool, and the times by which it shares."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from vatt.errors import InvalidRequest
-from vattd.policy import Timing
+from vattd.wish import Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +27,16 @@ class PoolRules:
                 f"--reclaim-kill-after {self.kill_after_s:g}s is less than --reclaim-within "
                 f"{self.reclaim_within_s:g}s, the time that sessions have to give pages back"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Bytes of memory the pool keeps backed, may back, and keeps ready for each tenant that has a session."""
+
+    min_bytes: int
+    max_bytes: int
+    headroom_bytes: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_bytes <= self.max_bytes or self.headroom_bytes < 0:
+            raise ValueError(f"not a pool's limits: {self}")

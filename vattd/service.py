@@ -20,10 +20,10 @@ from vatt.v1 import vatt_pb2_grpc
 from vattd.handles import parse_run
 from vattd.ledger import PageRun
 from vattd.messages import device_message, seconds
-from vattd.policy import Purpose, Wish
 from vattd.pool import Pool
 from vattd.sessions import Sessions
 from vattd.status_codes import abort
+from vattd.wish import Purpose, Wish
 from vattention.vmm.driver import HandleKind, PhysicalDriver
 
 log = logging.getLogger(__name__)

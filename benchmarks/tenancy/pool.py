@@ -11,9 +11,10 @@ from typing import Protocol, cast
 from benchmarks.tenancy.account import Account, Accounts
 from vatt.errors import PoolExhausted, WaitHopeless
 from vattd.ledger import Ledger
-from vattd.policy import Policy, Purpose, Timing, Waiting, Wish
+from vattd.policy import Policy
 from vattd.pressure import Pressure
 from vattd.reclaim import Reclaims
+from vattd.wish import Purpose, Timing, Waiting, Wish
 
 # As `vattd start` has it.
 RECLAIM_WITHIN_S = 1.0

@@ -10,7 +10,7 @@ from benchmarks.tenancy.pool import FirstComePool, VattdPool
 from benchmarks.tenancy.replay import MakePool, TooManyDelayed, replay
 from benchmarks.tenancy.workload import Workload, load
 from vattd.guarantee import NO_GUARANTEE, Guarantee
-from vattd.policy import Timing
+from vattd.wish import Timing
 
 # Sizes are found to this part of the most that is used: near it, a page more or less is chance.
 PRECISION = 1 / 200

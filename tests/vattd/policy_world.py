@@ -27,11 +27,13 @@ from vatt.usage import Usage
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.guarantee import Access, Guarantee, MinMode
 from vattd.ledger import Ledger, PageRun, Tenant
-from vattd.policy import Party, Policy, Purpose, Timing, Waiting, Wish, _phase
+from vattd.policy import Policy, _phase
 from vattd.pressure import Pressure, PromiseState, Review
-from vattd.reclaim import Depth, Reason, Reclaims, Request
+from vattd.reclaim import Reason, Reclaims, Request
+from vattd.share_out import Depth
 from vattd.stock import Stock
 from vattd.upkeep import Upkeep
+from vattd.wish import Party, Purpose, Timing, Waiting, Wish
 from vattd.workshop import Slice, Workshop
 
 T = TypeVar("T")

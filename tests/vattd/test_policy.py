@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tests.vattd.policy_world import World, begin, random_setting, step
 from vatt.errors import InvalidRequest, LimitExceeded, PoolExhausted, VattError, WaitHopeless
 from vattd.guarantee import Access, Guarantee, MinMode
-from vattd.policy import CLAIM_S, Policy, Purpose, Timing, Waiting, Wish, _phase
+from vattd.policy import CLAIM_S, Policy, _phase
+from vattd.wish import Purpose, Timing, Waiting, Wish
 
 NOW_S = 100.0
 

@@ -25,10 +25,11 @@ from vatt.errors import (
 from vatt.pages import Extent
 from vattd.driver_thread import GOES_AHEAD_OF, DriverThread, Urgency
 from vattd.ledger import Ledger, PageRun
-from vattd.policy import Purpose, Wish
-from vattd.pool import MAX_WAITING_LEASES, Pool, PoolLimits
+from vattd.pool import MAX_WAITING_LEASES, Pool
+from vattd.rules import PoolLimits
 from vattd.snapshot import PageState
 from vattd.stock import Stock
+from vattd.wish import Purpose, Wish
 
 MAX_PAGES = 64
 

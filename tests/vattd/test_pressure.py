@@ -8,10 +8,12 @@ from vatt.errors import PoolExhausted
 from vatt.usage import Usage
 from vattd.guarantee import Access, Guarantee, MinMode
 from vattd.ledger import Ledger
-from vattd.policy import Policy, Purpose, Timing, Wish
+from vattd.policy import Policy
 from vattd.pressure import Pressure, PromiseState, Review
-from vattd.reclaim import ASK_AGAIN_S, Depth, Reason, Reclaims
+from vattd.reclaim import ASK_AGAIN_S, Reason, Reclaims
+from vattd.share_out import Depth
 from vattd.stock import Stock
+from vattd.wish import Purpose, Timing, Wish
 
 POOL_PAGES = 20
 NOW_S = 100.0

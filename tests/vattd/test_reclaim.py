@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vattd.reclaim import ASK_AGAIN_S, Ask, Depth, Holder, Reason, Reclaims, Request, level
+from vattd.reclaim import ASK_AGAIN_S, Ask, Reason, Reclaims, Request
+from vattd.share_out import Depth, Holder, level
 
 NOW_S = 1e5 + 0.1  # where adding and subtracting do not always cancel out
 WITHIN_S = 1.0

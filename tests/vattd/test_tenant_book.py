@@ -17,8 +17,9 @@ from vatt.errors import InvalidRequest, Overcommitted, SystemLimit, TenantUnknow
 from vattd.driver_thread import DriverThread
 from vattd.guarantee import Access, MinMode
 from vattd.ledger import Ledger
-from vattd.pool import Pool, PoolLimits
+from vattd.pool import Pool
 from vattd.reservation import Reservation, check_all
+from vattd.rules import PoolLimits
 from vattd.state_file import State, StateFile
 from vattd.stock import Stock
 from vattd.tenant_book import Change, Source, TenantBook
