@@ -267,6 +267,7 @@ def _start_detached(socket_dir: Path) -> int:
             stdout=log_file,
             stderr=log_file,
             start_new_session=True,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # not whatever is called vattd in this directory
         )
         os.close(ready_child)
         line = answers.readline()

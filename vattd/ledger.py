@@ -129,7 +129,8 @@ class Ledger:
         found = self._tenants.get(tenant) or self._open_tenant(tenant, uid)
         if found.access is not None and not found.access.allows(uid, gids):
             raise TenantDenied(
-                f"tenant {tenant!r} is for {found.access}, not for uid {uid}: `vattctl reserve {tenant} --allow {uid}`"
+                f"tenant {tenant!r} is for {found.access}, not for uid {uid}: `vattctl reserve {tenant} --allow ...` "
+                "says who may use it, all of them"
             )
         if found.access is None and found.owner_uid != uid:
             raise TenantDenied(f"tenant {tenant!r} belongs to uid {found.owner_uid}, not to uid {uid}")

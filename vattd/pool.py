@@ -181,12 +181,12 @@ class Pool:
         """Begin nothing new: refuse ADMITs, those that wait too, and new sessions; ask for what is idle."""
         self.draining = True
         self._answer_all(lambda wish: wish.purpose is Purpose.ADMIT, Draining("an operator has this vattd drained"))
-        self.pressure.ask_all(self._now())
+        self.pressure.drain()
         self._changed.set()
 
     def resume(self) -> None:
         self.draining = False
-        self.pressure.reclaims.drop(Reason.OPERATOR)
+        self.pressure.end_drain()
         self._changed.set()
 
     async def shrink(self) -> int:
@@ -208,7 +208,7 @@ class Pool:
 
     def evict(self, session_id: str) -> None:
         """Ask the session for all its pages, and answer what it waits for."""
-        self.pressure.ask_to_leave(session_id, self._now())
+        self.pressure.ask_to_leave(session_id)
         error = SessionEvicted("an operator asked this session to leave")
         self._answer_all(lambda wish: wish.session_id == session_id, error)
         self._changed.set()

@@ -6,6 +6,7 @@ Pure: it reads the ledger and the policy, and keeps the asks.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from vatt.errors import SessionUnknown
 from vattd.guarantee import MinMode
 from vattd.ledger import Ledger, Tenant
 from vattd.policy import Policy
-from vattd.reclaim import Ask, Reason, Reclaims, Request
+from vattd.reclaim import ASK_AGAIN_S, Ask, Reason, Reclaims, Request
 from vattd.share_out import Holder
 from vattd.snapshot import SessionView
 
@@ -62,6 +63,8 @@ class Pressure:
         self.reclaims = reclaims
         self._ledger, self._policy, self._listens = ledger, policy, listens
         self._killed: set[str] = set()
+        self._is_draining = False
+        self._leaving: set[str] = set()  # sessions that an operator asked to leave
 
     def review(self, now_s: float) -> Review:
         reclaims = self.reclaims
@@ -69,8 +72,9 @@ class Pressure:
         gap = self._policy.promise_gap(now_s)
         head = self._policy.head_gap(now_s)
         over = {tenant.name: self._over_max(tenant) for tenant in self._ledger.limited() if self._over_max(tenant)}
-        if not (reclaims or reclaims.has_news or gap or head or over):
+        if not (reclaims or reclaims.has_news or gap or head or over or self._is_draining or self._leaving):
             return Review([], ignored, None)
+        self._ask_those_who_leave(now_s)
         if gap or not self._is_being_kept():
             reclaims.want(Reason.PROMISE, gap, self._holders(self._above_min) if gap else (), now_s)
         limit = self._holders(lambda tenant: over.get(tenant.name, 0)) if over else ()
@@ -100,15 +104,33 @@ class Pressure:
             if holder.listens:
                 self.reclaims.want_all(holder, Reason.OPERATOR, holder.idle_pages, now_s)
 
-    def ask_to_leave(self, session_id: str, now_s: float) -> None:
-        """An operator wants all that this session has."""
+    def ask_to_leave(self, session_id: str) -> None:
+        """An operator wants all that this session has, from now on."""
+        self._leaving.add(session_id)
+
+    def drain(self) -> None:
+        """An operator wants all that no request uses, from now on."""
+        self._is_draining = True
+
+    def end_drain(self) -> None:
+        self._is_draining = False
+        self.reclaims.drop(Reason.DRAIN)
+
+    def _ask_those_who_leave(self, now_s: float) -> None:
+        """Requests end bit by bit: who gave what it could is asked again for what it has by then."""
+        if not (self._is_draining or self._leaving):
+            return
         for holder in self._holders(lambda tenant: tenant.held_pages):
-            if holder.session_id == session_id:
-                self.reclaims.want_all(holder, Reason.EVICTION, holder.held_pages, now_s)
+            is_leaving = holder.session_id in self._leaving
+            reason = Reason.EVICTION if is_leaving else Reason.DRAIN
+            if (is_leaving or self._is_draining) and self.reclaims.may_ask_anew(holder.session_id, reason, now_s):
+                pages = holder.held_pages if is_leaving else holder.idle_pages
+                self.reclaims.want_all(holder, reason, pages, now_s)
 
     def session_ended(self, session_id: str) -> None:
         self.reclaims.ended(session_id)
         self._killed.discard(session_id)
+        self._leaving.discard(session_id)
 
     def promise_of(self, tenant: Tenant, now_s: float) -> PromiseView:
         """How far the tenant's min is kept now."""
@@ -130,6 +152,8 @@ class Pressure:
         return PromiseView(state, missing, lent, broken_by=tuple(late))
 
     def next_change_s(self, now_s: float) -> float | None:
+        if self._is_draining or self._leaving:  # what is idle is another with every report
+            return min(now_s + ASK_AGAIN_S, self.reclaims.next_change_s(now_s) or math.inf)
         return self.reclaims.next_change_s(now_s)
 
     def _is_being_kept(self) -> bool:

@@ -24,11 +24,12 @@ class Reason(enum.Enum):
     LIMIT = "the tenant's max was lowered"
     QUEUE = "others wait for pages"
     OPERATOR = "an operator asks for what is idle"
+    DRAIN = "an operator has vattd drained"
     EVICTION = "an operator asks this session to leave"
 
     @property
     def depth(self) -> Depth:
-        return Depth.IDLE if self in (Reason.QUEUE, Reason.OPERATOR) else Depth.RUNNING
+        return Depth.RUNNING if self in (Reason.PROMISE, Reason.LIMIT, Reason.EVICTION) else Depth.IDLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,13 @@ class Reclaims:
             self._asks.pop((holder.session_id, reason), None)
             self._ask(holder.session_id, reason, page_count, reason.depth, now_s)
 
+    def may_ask_anew(self, session_id: str, reason: Reason, now_s: float) -> bool:
+        """Was it not asked for this reason yet, or did it answer some time ago?"""
+        return all(
+            ask.answered_s is not None and now_s >= ask.answered_s + ASK_AGAIN_S
+            for ask in self._asks.get((session_id, reason), ())
+        )
+
     def tell_again(self, session_id: str) -> None:
         """Nobody listened when the session was asked."""
         if self.of(session_id):
@@ -184,7 +192,7 @@ class Reclaims:
                 ask.answered_s = now_s
                 if not ask.was_ignored:
                     self.counts.answered += 1
-                if ask.reason in (Reason.OPERATOR, Reason.EVICTION):  # it is for the operator to ask again
+                if ask.reason is Reason.OPERATOR:  # it is for the operator to ask again
                     self._forget(ask)
 
     def ended(self, session_id: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from vatt.errors import InvalidRequest, TenantUnknown, VattError
+from vatt.errors import InvalidRequest, Overcommitted, TenantUnknown, VattError
 from vatt.names import check_tenant_name
 from vatt.sizes import format_size
 from vattd.guarantee import Access, MinMode
@@ -66,7 +66,13 @@ class TenantBook:
             log.warning(
                 "tenant %s has what a command set, not what the configuration file says; `unreserve` ends that", name
             )
-        self._check(self._state)
+        try:
+            self._check(self._state)
+        except Overcommitted as error:
+            raise Overcommitted(
+                f"{error}. What `vattctl reserve` set is kept in {state_file.path}: start with a larger --pool-max and "
+                "unreserve some, or move the file away"
+            ) from error
         for name, reservation in self._all(self._state).items():
             self._apply(name, reservation)
 

@@ -30,4 +30,4 @@ def shrink(ask_engines: bool, device: str | None, socket_dir: Path | None) -> No
     if freed_bytes:
         click.echo(f"{format_size(freed_bytes)} went back to the device")
     else:
-        click.echo("nothing went back: what is not leased is the pool's minimum, or kept free for hard mins")
+        click.echo("nothing went back: nothing is idle but the pool's minimum and what is kept free for hard mins")

@@ -120,6 +120,7 @@ class EmbeddedDaemon:
                     pass_fds=(ready_fd,),
                     # Ctrl-C is for the engine: it detaches first.
                     start_new_session=True,
+                    env={**os.environ, "PYTHONSAFEPATH": "1"},  # not whatever is called vattd in this directory
                 )
         except OSError as error:
             raise DaemonUnreachable(f"the embedded vattd did not start: {error}") from error

@@ -292,7 +292,7 @@ class World:
         self.turn()
 
     def ask_to_leave(self, session_id: str) -> None:
-        self.pressure.ask_to_leave(session_id, self.now_s)
+        self.pressure.ask_to_leave(session_id)
         self.turn()
 
     def shrink(self) -> None:
@@ -701,7 +701,9 @@ class World:
                     by_tenant[engine.tenant.name, ask.reason] += ask.page_count
         for (session_id, reason), page_count in of_session.items():
             assert page_count <= self.engines[session_id].held_pages, f"{session_id} is asked for more than it has"
-            assert reason in (Reason.OPERATOR, Reason.EVICTION) or missing.get(reason, 1), f"{reason} is over"
+            assert reason in (Reason.OPERATOR, Reason.EVICTION, Reason.DRAIN) or missing.get(reason, 1), (
+                f"{reason} is over"
+            )
         for reason, page_count in missing.items():
             assert asked[reason] <= page_count, f"{reason}: {asked[reason]} asked, {page_count} missing"
         for (name, reason), page_count in by_tenant.items():

@@ -277,7 +277,7 @@ def test_an_operator_asks_all_or_one_for_idle_pages_or_for_all() -> None:
     bench.ledger.report_usage("b", Usage(4, 3 * 8))
     bench.pressure.ask_all(NOW_S)
     assert bench.asked(NOW_S) == {"b": 1, "c": 4}
-    bench.pressure.ask_to_leave("b", NOW_S)
+    bench.pressure.ask_to_leave("b")
     assert bench.asked(NOW_S) == {"b": 4}
     bench.pressure.session_ended("b")
     assert not bench.reclaims.of("b")
@@ -305,3 +305,28 @@ def test_a_hard_min_that_lies_ready_is_held_whatever_is_missing_to_others() -> N
     bench.review(later_s)
     assert bench.state_of("a", later_s) == (PromiseState.BROKEN, 8, ("b",))
     assert bench.state_of("h", later_s) == (PromiseState.HELD, 0, ())
+
+
+def test_who_leaves_is_asked_again_for_what_its_requests_leave_as_they_end() -> None:
+    bench = Bench()
+    bench.attach("b", "c")
+    for session_id in ("b", "c"):
+        bench.lend(session_id, 1)
+        bench.lend(session_id, 1)
+        bench.ledger.report_usage(session_id, Usage(2, 2 * 8))
+    bench.pressure.drain()
+    assert bench.asked(NOW_S) == {}, "all of it is in use"
+    bench.ledger.report_usage("b", Usage(2, 8))
+    assert bench.asked(NOW_S + 1) == {"b": 1}
+    bench.give_back("b", 1)
+    bench.ledger.report_usage("b", Usage(1, 0))
+    assert bench.asked(NOW_S + 2) == {"b": 1}
+    bench.pressure.end_drain()
+    assert not bench.reclaims
+    bench.pressure.ask_to_leave("c")
+    [request] = bench.review(NOW_S + 3).requests
+    assert (request.page_count, request.depth) == (2, Depth.RUNNING)
+    bench.reclaims.answered("c", request.reclaim_id, NOW_S + 3)
+    assert bench.asked(NOW_S + 3 + ASK_AGAIN_S) == {"c": 2}
+    bench.pressure.session_ended("c")
+    assert bench.pressure.next_change_s(NOW_S + 4) is None

@@ -280,13 +280,13 @@ def test_returns_count_for_the_first_reason_and_for_what_was_asked_first() -> No
 
 def test_what_an_operator_asked_for_ends_with_the_answer_or_with_the_last_page() -> None:
     reclaims = Reclaims(WITHIN_S, None)
-    reclaims.want_all(holder("a", 10), Reason.EVICTION, 10, NOW_S)
+    reclaims.want_all(holder("a", 10), Reason.OPERATOR, 10, NOW_S)
     [request] = told(reclaims, NOW_S, a=10)
     told(reclaims, NOW_S, a=4)
     assert asked(reclaims, "a") == {"a": 4}
     reclaims.answered("a", request.reclaim_id, NOW_S)
     assert not reclaims
-    reclaims.want_all(holder("a", 4), Reason.EVICTION, 4, NOW_S)
+    reclaims.want_all(holder("a", 4), Reason.OPERATOR, 4, NOW_S)
     told(reclaims, NOW_S, a=0)
     assert not reclaims
 

@@ -272,7 +272,7 @@ def test_only_listed_users_and_groups_may_use_a_tenant(vattd: Vattd, op: Operato
         RawEngine(vattd.sockets, "by-user")
     details = caught.value.details() or ""
     assert "for uid 12345" in details
-    assert "--allow 0" in details
+    assert "vattctl reserve by-user --allow" in details
 
 
 # What is refused
