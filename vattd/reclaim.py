@@ -161,7 +161,10 @@ class Reclaims:
         requests = []
         for session_id in sorted(self._told):
             asks = [ask for ask in self.of(session_id) if ask.answered_s is None]
-            pages = min(sum(ask.page_count for ask in asks), held_pages.get(session_id, 0))
+            # Idle pages that somebody would like are not to be had from running requests: those are not told of then.
+            deepest_depth = max((ask.depth for ask in asks), default=Depth.IDLE)
+            wanted = sum(ask.page_count for ask in asks if ask.depth is deepest_depth)
+            pages = min(wanted, held_pages.get(session_id, 0))
             if pages:
                 self._last_id += 1
                 for ask in asks:

@@ -8,7 +8,6 @@ import logging
 import secrets
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from vatt.errors import (
@@ -181,8 +180,12 @@ class Sessions:
         session = self._sessions.get(session_id)
         if session is not None:
             log.warning("session %s of %s is killed: %s", session_id, session.tenant, cause)
-            with suppress(ProcessLookupError):  # it has just ended
+            try:
                 signal.pidfd_send_signal(session.peer.pidfd, signal.SIGKILL)
+            except ProcessLookupError:  # it has just ended
+                pass
+            except OSError as error:  # another user's process, and vattd is not root
+                log.error("session %s cannot be killed: %s", session_id, error)
 
     # The operator's side
 

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ class StateFile:
             undo.pop_all()
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(directory)  # the new name, too, survives a crash of the machine
+            with suppress(OSError):  # the file is in its place whatever comes of this
+                os.fsync(directory)  # the new name, too, survives a crash of the machine
         finally:
             os.close(directory)
 
