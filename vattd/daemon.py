@@ -157,7 +157,7 @@ def _open_book(config: Config, driver: PhysicalDriver, pool: Pool, sessions: Ses
     if config.tenants_path is not None:
         configured = read_tenants(config.tenants_path, pool_bytes, driver.page_size_bytes, own_uid)
     state_file = StateFile(config.state_dir / f"{driver.device.uuid}.tenants.json")
-    return TenantBook(pool, state_file, configured, own_uid, sessions.tell_tenant)
+    return TenantBook(pool, state_file, configured, own_uid, sessions.tell_tenant, time.time())
 
 
 async def _end_reservations(book: TenantBook) -> None:

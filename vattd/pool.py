@@ -26,6 +26,7 @@ from vatt.errors import (
     SessionUnknown,
     VattError,
 )
+from vatt.usage import Usage
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.engines import Engines, NoEngines
 from vattd.guarantee import Access, Guarantee
@@ -148,6 +149,12 @@ class Pool:
         self.pressure.reclaims.returned(session_id, returned)
         self._changed.set()
         return returned
+
+    def report_usage(self, session_id: str, usage: Usage) -> None:
+        """Raises InvalidRequest. What is idle now may be asked for by who waits."""
+        self.ledger.report_usage(session_id, usage)
+        if self.policy.has_queue:
+            self._changed.set()
 
     def answer_reclaim(self, session_id: str, reclaim_id: int) -> None:
         """The session gave back what it could."""

@@ -128,7 +128,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     @rpc
     async def ReportUsage(self, request: pb.ReportUsageRequest, context: Context) -> pb.ReportUsageResponse:  # noqa: N802
         session = self._sessions.find(request.key)
-        self.pool.ledger.report_usage(session.session_id, _parse_usage(request))
+        self.pool.report_usage(session.session_id, _parse_usage(request))
         return pb.ReportUsageResponse()
 
     @rpc

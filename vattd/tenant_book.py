@@ -56,12 +56,16 @@ class TenantBook:
         configured: Mapping[str, Reservation],
         own_uid: int,
         on_change: Callable[[str], None],
+        now_s: float = 0.0,
     ) -> None:
         """Puts in force what the file and the configuration say. `own_uid` may use what nobody else is allowed to;
         `on_change` is told a tenant's name. Raises InvalidRequest, Overcommitted."""
         self._pool, self._file, self._configured = pool, state_file, dict(configured)
         self._own_uid, self._on_change = own_uid, on_change
-        self._state = state_file.read()
+        read = state_file.read()
+        # What ended while no vattd ran must not stand in the way of the others.
+        living = {name: one for name, one in read.reservations.items() if one.until_s is None or one.until_s > now_s}
+        self._state = State(read.revision, living)
         for name in self._state.reservations.keys() & self._configured.keys():
             log.warning(
                 "tenant %s has what a command set, not what the configuration file says; `unreserve` ends that", name
