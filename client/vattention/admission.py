@@ -14,24 +14,15 @@ from vatt.pages import Extent, page_count_of
 from vattention.device_fence import DONE
 from vattention.marks import Mark
 from vattention.page_cache import PageCache, PageUser
-from vattention.page_source import LeasePurpose
+from vattention.page_source import LeasePurpose, PageLender
 from vattention.rows import SHORT, Rows
 
 
-class Lender(Protocol):
+class Lender(PageLender, Protocol):
     """Whom new requests ask for pages: a session."""
 
     def check_admits(self) -> None:
         """Raises Draining or SessionEvicted if no new request should begin."""
-
-    def lease(
-        self,
-        page_count: int,
-        *,
-        min_page_count: int = 0,
-        purpose: LeasePurpose = LeasePurpose.GROW,
-        wait_s: float = 0.0,
-    ) -> list[Extent]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,23 +9,14 @@ from typing import Protocol
 
 from vatt.errors import PoolExhausted, WaitHopeless
 from vatt.pages import Extent
-from vattention.page_source import LeasePurpose, check_wait
+from vattention.page_source import LeasePurpose, PageLender, check_wait
 
 
-class DeviceSession(Protocol):
+class DeviceSession(PageLender, Protocol):
     """What is needed of a session."""
 
     @property
     def device_uuid(self) -> str: ...
-    def lease(
-        self,
-        page_count: int,
-        *,
-        min_page_count: int = 0,
-        purpose: LeasePurpose = LeasePurpose.GROW,
-        wait_s: float = 0.0,
-    ) -> list[Extent]: ...
-    def give_back(self, extents: Sequence[Extent]) -> None: ...
 
 
 def lease_on_all(

@@ -20,7 +20,7 @@ class LeasePurpose(enum.Enum):
     GROW = "grow"  # a running request: answered at once, so that a running engine preempts instead of waiting
 
 
-class PageSource(Protocol):
+class PageLender(Protocol):
     """Lends imported pages, ready to be mapped. Thread-safe. Raises VattError."""
 
     def lease(
@@ -35,6 +35,10 @@ class PageSource(Protocol):
 
     def give_back(self, extents: Sequence[Extent]) -> None:
         """Return pages that are mapped nowhere. Safe to repeat."""
+
+
+class PageSource(PageLender, Protocol):
+    """A lender that is told what its pages are used for."""
 
     def report_usage(self, usage: Usage) -> None:
         """Say what the pages are used for."""

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +19,6 @@ from vattention.marks import Mark
 from vattention.page_cache import PageCache, PageUser
 from vattention.row_pages import RowPages, Stretch
 from vattention.slots import SlotTable
-
-if TYPE_CHECKING:
-    pass
 
 RowNumbers = npt.NDArray[np.intp]
 
