@@ -17,7 +17,15 @@ from typing import NoReturn
 
 import click
 
-from vatt.durations import parse_duration
+from vatt.command_line import (
+    EXIT_REFUSED,
+    EXIT_UNREACHABLE,
+    EXIT_WORDS,
+    SIZE_WORDS,
+    TIME_WORDS,
+    Time,
+    named_device,
+)
 from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
 from vatt.sockets import Sockets, default_socket_dir, find_only_daemon, make_directory, search_dirs
 from vattd import __version__
@@ -36,20 +44,7 @@ from vattd.rules import PoolRules
 from vattd.wish import Timing
 from vattention.vmm import device_uuid
 
-EXIT_REFUSED = 1
-EXIT_UNREACHABLE = 3
 STOP_WITHIN_S = 10.0
-
-
-class Duration(click.ParamType[float]):
-    name = "time"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return value if isinstance(value, float) else parse_duration(value)
-        except InvalidRequest as error:
-            self.fail(str(error), param, ctx)
-
 
 _gpu = click.option(
     "--gpu",
@@ -64,13 +59,13 @@ _socket_dir = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(epilog=EXIT_WORDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vattd")
 def vattd() -> None:
     """One owner for a device's KV-cache memory: creates its pages, lends them to engines, gets them back."""
 
 
-@vattd.command()
+@vattd.command(epilog=f"{SIZE_WORDS} {TIME_WORDS}")
 @_gpu
 @click.option(
     "--pool-max",
@@ -114,7 +109,7 @@ def vattd() -> None:
 @click.option(
     "--reclaim-within",
     metavar="TIME",
-    type=Duration(),
+    type=Time(),
     default="1s",
     show_default=True,
     help="How long a session has to give pages back before it counts as overdue.",
@@ -122,14 +117,14 @@ def vattd() -> None:
 @click.option(
     "--reclaim-kill-after",
     metavar="TIME",
-    type=Duration(),
+    type=Time(),
     help="Kill (SIGKILL) a session by which another tenant's min is broken for so long, the longest asked first, and "
     "never one of a tenant within its own min.  [default: never]",
 )
 @click.option(
     "--head-hold",
     metavar="TIME",
-    type=Duration(),
+    type=Time(),
     default="10s",
     show_default=True,
     help="How long free pages are gathered for the first in the queue before others may pass; 0: not at all.",
@@ -137,7 +132,7 @@ def vattd() -> None:
 @click.option(
     "--idle-after",
     metavar="TIME",
-    type=Duration(),
+    type=Time(),
     default="30s",
     show_default=True,
     help="Pages that nobody needed for so long go back to the device.",
@@ -172,8 +167,6 @@ def start(
     exit_with_parent: bool,
 ) -> None:
     """Own a device's pages and lend them, until SIGTERM.
-
-    A SIZE is in binary units, however it is written: 8GiB, 8G and 8gb are the same.
 
     \b
     Examples:
@@ -233,7 +226,7 @@ def stop(device: str | None, socket_dir: Path | None) -> None:
     directories = [socket_dir] if socket_dir is not None else search_dirs(os.environ)
     try:
         if device is not None:
-            device = device_uuid(device)
+            device = named_device(device, device_uuid)
         pid = _terminate(find_only_daemon(directories, device))
     except DaemonUnreachable as error:
         _fail(str(error), EXIT_UNREACHABLE)

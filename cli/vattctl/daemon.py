@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 import grpc
 
+from vatt.command_line import named_device
 from vatt.errors import DaemonUnreachable, VattError
 from vatt.protocol import MAX_MESSAGE_BYTES
 from vatt.sockets import Sockets, default_socket_dir, find_daemons, find_only_daemon, no_daemon, search_dirs
@@ -123,14 +124,12 @@ def find(device: str | None, socket_dir: Path | None) -> Sockets:
 
     Raises DaemonUnreachable with the command to type; InvalidRequest if several run and none is named.
     """
-    return find_only_daemon(_directories(socket_dir), device_uuid(device) if device is not None else None)
+    return find_only_daemon(_directories(socket_dir), _name_of(device))
 
 
 def ask_all(device: str | None, socket_dir: Path | None, verb: str) -> Answers:
     """The status of every vattd of this machine, or of every one for the device, all asked at one time."""
-    directories = _directories(socket_dir)
-    if device is not None:
-        device = device_uuid(device)
+    directories, device = _directories(socket_dir), _name_of(device)
     found = find_daemons(directories, device)
 
     def ask(sockets: Sockets) -> pb.GetStatusResponse | Unreachable:
@@ -151,6 +150,10 @@ def ask_all(device: str | None, socket_dir: Path | None, verb: str) -> Answers:
         gone = all(isinstance(one.error, DaemonUnreachable) for one in unreachable)
         silence = (DaemonUnreachable if gone else VattError)("; ".join(str(one.error) for one in unreachable))
     return Answers(statuses, unreachable, silence)
+
+
+def _name_of(device: str | None) -> str | None:
+    return None if device is None else named_device(device, device_uuid)
 
 
 def _directories(socket_dir: Path | None) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from vatt.command_line import TIME_WORDS
 from vatt.errors import VattError
 from vatt.sizes import format_size
 from vatt.v1 import vatt_pb2 as pb
@@ -16,7 +17,7 @@ from vattctl.waiting import wait_for
 from vattctl.words import session_words, some_of
 
 
-@click.command(short_help="Begin nothing new, and let vattd run empty.")
+@click.command(epilog=TIME_WORDS, short_help="Begin nothing new, and let vattd run empty.")
 @wait_option("nothing is leased any more")
 @click.option("--resume", is_flag=True, help="End the drain: take new sessions and requests again.")
 @gpu_option

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from vatt.command_line import TIME_WORDS
 from vatt.errors import SessionUnknown, VattError
 from vatt.sizes import format_size
 from vatt.v1 import vatt_pb2 as pb
@@ -16,7 +17,7 @@ from vattctl.waiting import wait_for
 from vattctl.words import session_words, some_of
 
 
-@click.command(short_help="Ask a session to leave, or kill it.")
+@click.command(epilog=TIME_WORDS, short_help="Ask a session to leave, or kill it.")
 @click.argument("session_id", metavar="SESSION")
 @click.option("--kill", is_flag=True, help="Kill its process (SIGKILL) instead of asking.")
 @click.option("--yes", is_flag=True, help="Do not ask whether you are sure.")

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from vatt.command_line import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_WORDS, SIZE_WORDS, TIME_WORDS
 from vatt.errors import DaemonUnreachable, VattError
 from vattctl.drain import drain
 from vattctl.evict import evict
@@ -15,11 +16,10 @@ from vattctl.shrink import shrink
 from vattctl.status import status
 from vattctl.tenants import tenants
 
-EXIT_REFUSED = 1
-EXIT_UNREACHABLE = 3
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    epilog=f"{EXIT_WORDS}\n\n{TIME_WORDS} {SIZE_WORDS}", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="vattd", prog_name="vattctl")
 def vattctl() -> None:
     """See and steer the vattd of this machine."""

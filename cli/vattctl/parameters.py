@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vatt.durations import parse_duration
+from vatt.command_line import Time
 from vatt.errors import InvalidRequest
 from vatt.names import check_tenant_name
 from vatt.sizes import parse_size_or_percent
@@ -17,7 +17,6 @@ from vatt.v1 import vatt_pb2 as pb
 NO_MAX = "none"
 # No machine has so much, and the wire can still carry it.
 MOST_BYTES = 1 << 60
-MOST_S = 10 * 365 * 86400.0
 FOREVER_S = float("inf")
 FOREVER = "forever"
 
@@ -51,26 +50,6 @@ def bytes_of(text: str, pool: pb.Pool) -> int:
         return size
     page = pool.page_size_bytes
     return max(page, size // page * page)
-
-
-class Time(click.ParamType[float]):
-    """Seconds."""
-
-    name = "time"
-
-    def __init__(self, least_s: float = 0.0, hint: str = "") -> None:
-        self._least_s, self._hint = least_s, hint
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            length_s = parse_duration(value)
-        except InvalidRequest as error:
-            self.fail(f"{error}{self._hint}", param, ctx)
-        if not self._least_s <= length_s <= MOST_S:
-            self.fail(f"{value!r} is not {self._least_s:g} s to 10 years: write for example 30s, 5m or 2h", param, ctx)
-        return length_s
 
 
 class Term(Time):

@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from vatt.command_line import SIZE_WORDS, TIME_WORDS
 from vatt.errors import Overcommitted, VattError
 from vatt.protocol import MAX_WEIGHT
 from vatt.sizes import format_size
@@ -27,7 +28,9 @@ from vattctl.words import (
 )
 
 
-@click.command(short_help="Set what a tenant is promised, and the most it may have.")
+@click.command(
+    epilog=f"{SIZE_WORDS} {TIME_WORDS}", short_help="Set what a tenant is promised, and the most it may have."
+)
 @click.argument("tenant", type=TenantName())
 @click.option("--min", "least", type=SizeOrPercent(), metavar="SIZE|PERCENT", help="Promised, whatever others do.")
 @click.option(
@@ -77,9 +80,9 @@ def reserve(
 ) -> None:
     """Set what a tenant is promised, the most it may have, and who may use it.
 
-    What is not given stays as it was. A SIZE is in binary units, however it is written: 8GiB, 8G and 8gb are the same;
-    a PERCENT is of the pool. It holds over restarts of vattd, and comes before what the configuration file says. The
-    tenant need not exist yet; sessions that are attached are told.
+    What is not given stays as it was. A PERCENT of the pool is turned into bytes once, now, and those stay when the
+    pool changes. It holds over restarts of vattd, and comes before what the configuration file says. The tenant need
+    not exist yet; sessions that are attached are told.
 
     \b
     Examples:

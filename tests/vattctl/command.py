@@ -32,9 +32,9 @@ def done(vattd: Vattd, *arguments: str) -> str:
     return result.stdout
 
 
-def refused(vattd: Vattd, *arguments: str, status: int = 1) -> str:
+def refused(vattd: Vattd, *arguments: str, status: int = 1, env: Mapping[str, str] | None = None) -> str:
     """What it says on stderr, in one line; it must exit with this status."""
-    result = vattctl(vattd, *arguments)
+    result = vattctl(vattd, *arguments, env=env)
     assert result.returncode == status, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return " ".join(result.stderr.split())
