@@ -50,7 +50,7 @@ class Admission:
         check_open: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
-        """`user` is the cache, as `pages` knows it. `check_open` raises Closed once it is closed."""
+        """`user` is the cache, as `pages` knows it. `check_open` raises Closed from when it begins to close."""
         self._rows = rows
         self._lender = lender
         self._pages = pages
@@ -110,8 +110,8 @@ class Admission:
             self._check_open()
             row = table.best_fit(token_count)
             is_spoilt = bool(table.spoilt[row])
-            table.claim(row, 0 if is_spoilt else min(token_count, int(table.capacity[row])))
-            claim = _Claim(row, token_count, table.marks[row])
+            mark = table.claim(row, 0 if is_spoilt else min(token_count, int(table.capacity[row])))
+            claim = _Claim(row, token_count, mark)
         if is_spoilt:
             with ExitStack() as undo:
                 undo.callback(self._leave, claim)
@@ -122,12 +122,8 @@ class Admission:
 
     def _leave(self, claim: _Claim) -> None:
         with self._rows.state:
-            if self._is_claimed(claim):
+            if self._rows.table.is_claimed(claim.row, claim.mark):
                 self._rows.table.leave(claim.row, DONE, self._clock())  # nothing was done in it
-
-    def _is_claimed(self, claim: _Claim) -> bool:
-        table = self._rows.table
-        return bool(table.in_use[claim.row]) and table.marks[claim.row] is claim.mark
 
     def _lacking(self, claim: _Claim) -> int:
         """Pages that the slot has not."""
@@ -168,7 +164,8 @@ class Admission:
                 self._rows.extend_to(claim.row, claim.token_count, offering)
                 undo.pop_all()
             with self._rows.state:
-                if not self._is_claimed(claim):
+                if not self._rows.table.is_claimed(claim.row, claim.mark):
+                    self._check_open()  # it was close() that ended it
                     raise InvalidRequest(f"slot {claim.row} was ended while a request was being admitted to it")
                 self._rows.table.length[claim.row] = claim.token_count
                 self._rows.table.expected[claim.row] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from vatt.errors import Closed, InvalidRequest
-from vatt.pages import Extent
+from vatt.pages import Extent, page_count_of
 from vatt.usage import Usage
 from vattention import fork_guard
 from vattention.admission import Admission, Lender
@@ -23,6 +24,7 @@ from vattention.integers import as_integer
 from vattention.keeper import Keeper
 from vattention.layout import Counts, Geometry, KVCacheSpec, Layout
 from vattention.mapper import Mapper
+from vattention.marks import Mark
 from vattention.memory_report import MemoryReport
 from vattention.page_cache import PageCache
 from vattention.page_source import check_wait
@@ -32,6 +34,12 @@ from vattention.shared_rows import SharedRows
 from vattention.tensors import RangeTensors, torch_device
 
 SETTLE_TIMEOUT_S = 60.0
+
+
+class _Phase(enum.Enum):
+    OPEN = enum.auto()
+    CLOSING = enum.auto()  # close() is under way: no slot is in use, and none is taken into use any more
+    CLOSED = enum.auto()
 
 
 class Closeable(Protocol):
@@ -101,7 +109,7 @@ class KVCache:
         self._clock = clock
         self._birth = fork_guard.Birth()
         self._lifecycle = threading.RLock()
-        self._closed = False
+        self._phase = _Phase.OPEN  # changes under the `state` lock of the rows
         device = self._mapper.device
         self.spec = spec
         self.geometry = Geometry.of(spec, device.backend, self._mapper.page_size_bytes)
@@ -165,9 +173,9 @@ class KVCache:
             table = self._rows.table
             number = table.lowest_free() if token_count is None else table.best_fit(expected)
             is_spoilt = bool(table.spoilt[number])
-            table.claim(number, expected)
+            mark = table.claim(number, expected)
         if is_spoilt:
-            with self._emptied(number):
+            with self._emptied(number, mark):
                 pass
         self._changed()
         return number
@@ -212,9 +220,14 @@ class KVCache:
             raise InvalidRequest(f"slot {source} holds {length} tokens, fewer than {token_count}")
         with self._state_open():
             number = self._rows.table.barest_free()
-            self._rows.table.claim(number)
-        with self._emptied(number):
-            self._shared.fork(source, number, token_count)
+            mark = self._rows.table.claim(number)
+
+        def check_claimed() -> None:
+            if not self._rows.table.is_claimed(number, mark):
+                raise InvalidRequest(f"slot {number} was ended while it was being forked to")
+
+        with self._emptied(number, mark):
+            self._shared.fork(source, number, token_count, check_claimed)
         self._changed()
         return number
 
@@ -288,6 +301,7 @@ class KVCache:
             return np.flatnonzero(table.in_use & ~given & (table.stepped | zero_ends))
 
         def commit() -> None:
+            self._check_open()  # close() may have begun since
             for row in ending().tolist():
                 table.leave(row, None, self._clock())
             for row in np.flatnonzero(given & ~table.in_use).tolist():
@@ -365,13 +379,8 @@ class KVCache:
 
     def release_idle(self) -> int:
         """Unmap what free slots keep, all of it, and put it back; the pool's pages that came free."""
-        freed = 0
         with self._mapping_open():
-            for row in np.flatnonzero(~self._rows.table.in_use).tolist():
-                pages = self._rows.empty(row)
-                self._pages.put(pages)
-                freed += sum(extent.page_count for extent in pages)
-        return freed
+            return self._empty_free_rows()
 
     def idle_pages(self, *, finished_only: bool = True) -> int:
         """Pages that finished slots keep or, without `finished_only`, running ones have over what they hold and expect
@@ -384,7 +393,7 @@ class KVCache:
         for vattd. Waits for no lock, and for the device only if the fence itself does."""
         self._birth.check()
         with self._rows.mapping_if_free() as held:
-            if not held or self._closed:
+            if not held or self._phase is _Phase.CLOSED:
                 return []
             return self._rows.gather_idle(page_count, finished_only=finished_only)
 
@@ -437,7 +446,7 @@ class KVCache:
         rows, spec = self._rows, self.spec
         # Where rows share pages, which ones they are must not change meanwhile.
         with rows.mapping() if rows.table.shared.any() else nullcontext(), rows.state:
-            if self._closed:
+            if self._phase is _Phase.CLOSED:
                 return Usage()
             length, held = rows.table.length.copy(), self._behind.held_pages
             twice_bytes = self._shared.shared_twice(length) * self._mapper.page_size_bytes
@@ -463,29 +472,44 @@ class KVCache:
     def release(self) -> None:
         """End the use of every slot and give all pages back; the tensors and addresses stay, for new requests."""
         with self._state_open():
-            used = self._rows.table.used
-        for number in used:
-            self.free_slot(number)
+            self._end_slots()
+        self._changed()
         self.release_idle()
 
     def close(self) -> None:
         """Unmap everything and give the pages back. No tensor of the cache may be used any more.
 
+        It ends the slots in use; from then on other threads are told Closed. If it raises, because the device does not
+        let go of the pages, the cache goes on, without a slot in use, and may be closed again.
         Idempotent; in a forked child it does nothing.
         """
         if not self._birth.is_here:
             return
         with self._lifecycle:
-            if self._closed:
+            if self._phase is _Phase.CLOSED:
                 return
-            self.release()  # may raise, and then the cache goes on
-            self._keeper.stop()
-            self.release_idle()  # what the keeper was at, if it was
-            with self._rows.mapping(), self._rows.state:
-                self._closed = True
+            try:
+                self._unmap_for_good()
+            except BaseException:
+                with self._rows.state:
+                    self._phase = _Phase.OPEN
+                raise
             self._tensors = None
+            self._keeper.stop()
             self._pages.leave(self)
-            self._mapper.free(self._range)
+
+    def _unmap_for_good(self) -> None:
+        """Close, as far as that may fail."""
+        rows = self._rows
+        with rows.state:
+            self._phase = _Phase.CLOSING
+            self._end_slots()
+        self._changed()
+        with rows.mapping():  # whoever gets it from now on finds the cache closing, and maps nothing
+            self._empty_free_rows()
+            with rows.state:
+                self._mapper.free(self._range)
+                self._phase = _Phase.CLOSED
 
     def __enter__(self) -> KVCache:
         return self
@@ -498,18 +522,37 @@ class KVCache:
     # Inside
 
     def _check_open(self) -> None:
+        """Raises Closed from the moment that close() begins."""
         self._birth.check()
-        if self._closed:
+        if self._phase is not _Phase.OPEN:
             raise Closed("the KV cache is closed")
 
     def _open_tensors(self) -> RangeTensors:
         self._check_open()
+        return self._made_tensors()
+
+    def _made_tensors(self) -> RangeTensors:
         if self._tensors is None:
             raise Closed("the KV cache is closed")
         return self._tensors
 
     def _memory(self, offset_bytes: int, size_bytes: int) -> torch.Tensor:
-        return self._open_tensors().memory(offset_bytes, size_bytes)
+        """For who holds `mapping`, and so may end what it is at although the cache is to close."""
+        return self._made_tensors().memory(offset_bytes, size_bytes)
+
+    def _end_slots(self) -> None:
+        """End the use of every slot, in one go with what the caller does under the `state` lock."""
+        for number in self._rows.table.used:
+            self._rows.table.leave(number, None, self._clock())
+
+    def _empty_free_rows(self) -> int:
+        """Unmap what free slots keep and put it back; how many of the pool's pages. `mapping` is held."""
+        freed = 0
+        for row in np.flatnonzero(~self._rows.table.in_use).tolist():
+            pages = self._rows.empty(row)
+            self._pages.put(pages)
+            freed += page_count_of(pages)
+        return freed
 
     @contextmanager
     def _state_open(self) -> Iterator[None]:
@@ -523,7 +566,12 @@ class KVCache:
         self._birth.check()
         with self._rows.mapping():
             self._check_open()
-            yield
+            try:
+                yield
+            except InvalidRequest as error:
+                if self._phase is not _Phase.OPEN:  # close() has ended the slot that is not in use
+                    raise Closed("the KV cache was closed meanwhile") from error
+                raise
 
     def _note_growth(self, rows: RowNumbers) -> None:
         """One row stands for all: an engine may grow them one by one, and that is one step."""
@@ -533,7 +581,7 @@ class KVCache:
             self._paced_row = int(rows[0])
 
     @contextmanager
-    def _emptied(self, number: int) -> Iterator[None]:
+    def _emptied(self, number: int, mark: Mark) -> Iterator[None]:
         """Hold the right to change mappings, with a claimed slot's old pages unmapped; free again after an error."""
         try:
             with self._mapping_open():
@@ -541,7 +589,8 @@ class KVCache:
                 yield
         except BaseException:
             with self._rows.state:
-                self._rows.table.leave(number, None, self._clock())
+                if self._rows.table.is_claimed(number, mark):  # else it is another's by now, or nobody's
+                    self._rows.table.leave(number, None, self._clock())
             raise
 
     def _checked_token_count(self, token_count: int) -> int:

@@ -131,11 +131,12 @@ class Rows:
                     if not lowered:
                         raise
                     extra = self._extend_by_lowering(lowered, rows, missing, wanted)
+                # Not as before: what running rows had over their need may have been reclaimed meanwhile.
+                mapped = self.table.mapped[rows]
                 undo.callback(self.take_back, rows, mapped, extra)
                 with self.state:
-                    # Not `mapped`: what running rows had over their need may have been reclaimed meanwhile.
-                    self.table.set_mapped(rows, self.table.mapped[rows] + extra)
-                    commit()
+                    commit()  # may raise: a row may have been freed meanwhile
+                    self.table.set_mapped(rows, mapped + extra)
                 undo.pop_all()
             self.announce_growth()
             return
@@ -410,11 +411,11 @@ class Rows:
 
     def announce_growth(self) -> None:
         """Tell the page cache what one growth step of every row in use would take."""
-        with self.state:
-            mapped = self.table.mapped[self.table.in_use]
         first = self.arithmetic.pages(1)
-        step = np.where(mapped > 0, np.maximum(self.arithmetic.run_ahead(mapped), 0), first)
-        self._pages.set_growth_step(self._user, int(self.arithmetic.pool_pages(step).sum()))
+        with self.state:  # held to the end: else what was true before close() could be told after it
+            mapped = self.table.mapped[self.table.in_use]
+            step = np.where(mapped > 0, np.maximum(self.arithmetic.run_ahead(mapped), 0), first)
+            self._pages.set_growth_step(self._user, int(self.arithmetic.pool_pages(step).sum()))
 
     def _pool_pages(self, page_counts: Counts) -> int:
         return int(self.arithmetic.pool_pages(page_counts).sum())

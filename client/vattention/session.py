@@ -185,8 +185,8 @@ class Session:
         Only ADMIT may wait. Raises PoolExhausted, WaitHopeless, LimitExceeded, OutOfMemory, SessionFenced,
         SessionEvicted, ShuttingDown, Draining (an ADMIT), DaemonUnreachable.
         """
-        self._check_usable()
         with self._closed_meanwhile():
+            self._check_usable()
             return self._leases.lease(page_count, min_page_count, purpose, wait_s)
 
     def check_admits(self) -> None:
@@ -207,8 +207,8 @@ class Session:
 
     def report_usage(self, usage: Usage) -> None:
         """Tell vattd what the pages are used for, for its status and metrics. The page cache does it."""
-        self._check_usable()
         with self._closed_meanwhile():
+            self._check_usable()
             self._client.report_usage(usage)
 
     def reattach(self) -> None:

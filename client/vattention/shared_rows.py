@@ -38,11 +38,16 @@ class SharedRows:
         self._pages = pages
         self._memory = memory
 
-    def fork(self, source: int, target: int, token_count: int) -> None:
-        """Have `target`, which is empty, hold the first tokens of `source`: whole pages are shared, the last copied."""
+    def fork(self, source: int, target: int, token_count: int, check_target: Callable[[], None]) -> None:
+        """Have `target`, which is empty, hold the first tokens of `source`: whole pages are shared, the last copied.
+
+        `check_target` raises, with `state` held, if somebody has ended the use of `target` meanwhile.
+        """
         arithmetic, table = self._arithmetic, self._table
         whole, needed = arithmetic.whole_pages(token_count), arithmetic.pages(token_count)
         rows = np.array([target])
+        if table.mapped[target].any():
+            raise InvalidRequest(f"slot {target} was grown while it was being forked to")
         with ExitStack() as undo:
             with self._rows.state:
                 if table.length[table.check_used(source)] < token_count:
@@ -62,11 +67,12 @@ class SharedRows:
                 extra = self._rows.extend_or_reclaim(rows, missing, missing, wanted)
                 undo.callback(self._rows.take_back, rows, whole[None], extra)
                 self._copy_ends(source, target, token_count)
+            with self._rows.state:
+                check_target()  # a free row holds no tokens
+                table.set_mapped(rows, needed[None])
+                table.shared[target] = whole
+                table.length[target] = token_count
             undo.pop_all()
-        with self._rows.state:
-            table.set_mapped(rows, needed[None])
-            table.shared[target] = whole
-            table.length[target] = token_count
         self._rows.announce_growth()
 
     def map_common(self, token_count: int) -> None:

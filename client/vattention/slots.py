@@ -81,12 +81,17 @@ class SlotTable:
             )
         return free
 
-    def claim(self, number: int, expected_tokens: int = 0) -> None:
-        """Put a free row to use, empty."""
+    def claim(self, number: int, expected_tokens: int = 0) -> Mark:
+        """Put a free row to use, empty. As long as the mark is the row's, nobody has ended this use."""
         self.in_use[number] = True
         self.stepped[number] = False
         self.length[number] = 0
         self.expected[number] = expected_tokens
+        return self.marks[number]
+
+    def is_claimed(self, number: int, mark: Mark) -> bool:
+        """Is this still the use of the row that `claim` began? Asked before a request begins in it."""
+        return bool(self.in_use[number]) and self.marks[number] is mark
 
     def leave(self, number: int, proof: Proof | None, now_s: float) -> None:
         """End the use of a row; its pages stay. `proof` covers that use; None: the cache's fence is yet to be asked."""
