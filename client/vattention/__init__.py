@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from vattention.layout import KVCacheSpec, Layout
     from vattention.memory_report import MemoryReport
     from vattention.page_source import LeasePurpose
+    from vattention.returns import StillHeld
     from vattention.session import Session, SessionState
     from vattention.upstream import (
         alloc_new_batch_idx,
@@ -81,6 +82,7 @@ _MODULE_OF = {
     "MinMode": "vattention.guarantee",
     "Session": "vattention.session",
     "SessionState": "vattention.session",
+    "StillHeld": "vattention.returns",
     "alloc_new_batch_idx": "vattention.upstream",
     "cleanup": "vattention.upstream",
     "free_batch_idx": "vattention.upstream",
@@ -127,6 +129,7 @@ __all__ = [
     "SessionState",
     "SessionUnknown",
     "ShuttingDown",
+    "StillHeld",
     "SystemLimit",
     "TenantDenied",
     "TenantUnknown",

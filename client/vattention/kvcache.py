@@ -492,7 +492,8 @@ class KVCache:
                 self._unmap_for_good()
             except BaseException:
                 with self._rows.state:
-                    self._phase = _Phase.OPEN
+                    if self._phase is _Phase.CLOSING:
+                        self._phase = _Phase.OPEN
                 raise
             self._tensors = None
             self._keeper.stop()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 
-from vatt.errors import InvalidRequest, LimitExceeded, PoolExhausted, VattError
+from vatt.errors import DriverError, InvalidRequest, LimitExceeded, PoolExhausted, VattError
 from vatt.pages import Extent, extents_of
 from vatt.v1 import vatt_pb2
 from vattention.connection import Connection
@@ -17,6 +17,7 @@ from vattention.integers import as_integer
 from vattention.mapper import Mapper
 from vattention.page_import import GrantedRun, import_runs
 from vattention.page_source import LeasePurpose, check_wait
+from vattention.returns import StillHeld
 
 
 class Leases:
@@ -82,16 +83,23 @@ class Leases:
                 if page_id in self._generation_of
             }
         released: list[vatt_pb2.PageRun] = []
+        refusal: DriverError | None = None
         try:
             for extent in extents_of(generation_of):
-                self._mapper.release(extent)
+                try:
+                    self._mapper.release(extent)
+                except DriverError as error:  # the others may go all the same
+                    refusal = refusal or error
+                    continue
                 released += _page_runs(extent, generation_of)
                 for page_id in extent.page_ids:
                     del generation_of[page_id]
         finally:
             with self._lock:
-                self._generation_of.update(generation_of)  # what the driver refused to release stays held
+                self._generation_of.update(generation_of)  # what was not released stays held
             self._client.return_pages(released)
+        if refusal is not None:
+            raise StillHeld(extents_of(generation_of), refusal) from refusal
 
     def resume(self) -> None:
         """Have the connection re-attach while no page is being imported."""

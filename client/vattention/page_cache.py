@@ -10,12 +10,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from vatt.errors import Closed, InvalidRequest, VattError
+from vatt.errors import Closed, DriverError, InvalidRequest, VattError
 from vatt.pages import Extent, FreeExtents, page_count_of
 from vatt.usage import Usage
 from vattention import fork_guard
 from vattention.demand import IDLE, Demand, Watermarks
 from vattention.page_source import LeasePurpose, PageSource
+from vattention.returns import give_back_or_keep
 
 log = logging.getLogger(__name__)
 
@@ -182,24 +183,28 @@ class PageCache:
                 self._keep(self._source.lease(missing, purpose=LeasePurpose.GROW))
 
     def put(self, extents: Sequence[Extent]) -> None:
-        """Bring back pages that are mapped nowhere any more, or add pages that were leased elsewhere."""
+        """Bring back pages that are mapped nowhere any more, or add pages that were leased elsewhere.
+
+        After close() they go straight back; those that the driver does not let go of lie here.
+        """
         self._birth.check()
         self._keep(extents)
 
     def close(self) -> None:
-        """Stop the background and give every page here back. Idempotent; in a forked child it does nothing."""
+        """Stop the background and give every page here back. Idempotent; in a forked child it does nothing.
+
+        Raises DriverError if some cannot be given back: they lie here, and another close() tries again.
+        """
         if not self._birth.is_here:
             return
         with self._changed:
-            if self._closed:
-                return
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
         with self._changed:
             pages = self._free.take(self._free.page_count)
         if pages:
-            self._source.give_back(pages)
+            self._give_back(pages)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -212,14 +217,24 @@ class PageCache:
         return dealt
 
     def _keep(self, extents: Sequence[Extent]) -> None:
-        """Lay pages in; after close() they go straight back."""
+        """Lay pages in; after close() they go straight back, as far as the driver lets go of them."""
         with self._changed:
             if not self._closed:
-                for extent in extents:
-                    self._free.give_back(extent)
-                self._changed.notify_all()
+                self._lay_in(extents)
                 return
-        self._source.give_back(extents)
+        try:
+            self._give_back(extents)
+        except DriverError as error:  # who brings them has done its part
+            log.warning("page cache: pages that came after close() stay here: %s", error)
+
+    def _lay_in(self, extents: Sequence[Extent]) -> None:
+        with self._changed:
+            for extent in extents:
+                self._free.give_back(extent)
+            self._changed.notify_all()
+
+    def _give_back(self, extents: Sequence[Extent]) -> None:
+        give_back_or_keep(self._source.give_back, extents, self._lay_in)
 
     def _run(self) -> None:
         """The background thread."""
@@ -287,10 +302,3 @@ class PageCache:
             self._source.report_usage(usage)
             self._reported = usage
             self._report_after_s = self._clock() + TICK_S
-
-    def _give_back(self, surplus: Sequence[Extent]) -> None:
-        try:
-            self._source.give_back(surplus)
-        except VattError:
-            self._keep(surplus)
-            raise

@@ -7,12 +7,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vatt.errors import VattError
 from vatt.pages import Extent, page_count_of
 from vatt.v1 import vatt_pb2
 from vattention.page_cache import PageCache, PageUser
+from vattention.returns import give_back_or_keep
 
 log = logging.getLogger(__name__)
 
@@ -182,13 +183,19 @@ class Reclaimer:
                     users.remove(user)
         if not extents:
             return False
+        # Before they go: a Reclaim that is told once vattd has them is for others.
         self._given_pages += page_count_of(extents)
-        try:
-            self._give_back(extents)
-        except VattError:
-            self._pages.put(extents)
-            raise
+        give_back_or_keep(self._give_back, extents, self._keep)
         return True
+
+    def _keep(self, refused: Sequence[Extent]) -> None:
+        """Take pages that were counted as given, and did not go, back into the page cache."""
+        with self._changed:
+            self._given_pages -= page_count_of(refused)
+            if self._next is not None:  # it may have been told in between
+                given_pages = min(self._next.given_pages, self._given_pages)
+                self._next = replace(self._next, given_pages=given_pages)
+        self._pages.put(refused)
 
     def _short(self, asked: _Asked) -> int:
         """Pages that are still wanted."""

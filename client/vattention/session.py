@@ -200,7 +200,8 @@ class Session:
         """Return pages that are mapped nowhere and that the device has stopped using.
 
         Pages that the session does not hold (any more) are passed over, so a repeat does no harm. A vattd that cannot
-        be reached is told later.
+        be reached is told later. Raises StillHeld, a DriverError, with the pages that the driver does not let go of;
+        the others have gone back.
         """
         self._birth.check()
         self._leases.give_back(extents)
