@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from vatt.errors import Draining, InvalidRequest, LimitExceeded, PoolExhausted, VattError, WaitHopeless
 from vatt.pages import Extent, FreeExtents, page_count_of
-from vattention.joint_lease import lease_on_all
+from vattention.joint_lease import FIRST_PAUSE_S, LONGEST_PAUSE_S, lease_on_all
 from vattention.page_source import LeasePurpose
 
 JOIN_S = 30.0
@@ -38,6 +40,7 @@ class Devices:
 class FakeSession:
     def __init__(self, devices: Devices, device_uuid: str) -> None:
         self.devices, self.device_uuid = devices, device_uuid
+        self.refuses_at_once = False
 
     def lease(
         self,
@@ -56,7 +59,7 @@ class FakeSession:
             if wait_s:
                 assert devices.holds[threading.get_ident()] == 0, "it waits while it holds"
                 devices.changed.wait_for(lambda: free.page_count >= page_count, wait_s)
-            if free.page_count < page_count:
+            if free.page_count < page_count or (self.refuses_at_once and not wait_s):
                 raise PoolExhausted(page_count, free.page_count)
             devices.holds[threading.get_ident()] += page_count
             return free.take(page_count)
@@ -111,8 +114,65 @@ def test_a_wait_ends_with_its_time() -> None:
         return now_s[0]
 
     with pytest.raises(PoolExhausted):
-        lease_on_all(devices.sessions("a", "b"), 5, wait_s=2.5, clock=clock)
+        lease_on_all(devices.sessions("a", "b"), 5, wait_s=2.5, clock=clock, sleep=lambda _: None)
     assert devices.page_counts() == {"a": 10, "b": 4}
+
+
+class ChasedDevices(Devices):
+    """Somebody else always has what the caller does not wait for."""
+
+    def __init__(self) -> None:
+        super().__init__(a=10, b=10)
+        self.now_s = 0.0
+        self.pauses_s: list[float] = []
+
+    def sleep(self, pause_s: float) -> None:
+        assert self.holds[threading.get_ident()] == 0
+        self.pauses_s.append(pause_s)
+        self.now_s += pause_s
+
+    def lease_on_all(self, wait_s: float, random: Random) -> list[list[Extent]]:
+        sessions = self.sessions("a", "b")
+        for session in sessions:
+            session.refuses_at_once = True
+        return lease_on_all(sessions, 5, wait_s=wait_s, clock=lambda: self.now_s, sleep=self.sleep, random=random)
+
+
+def test_pauses_between_tries_grow_up_to_a_limit_and_none_is_longer_than_the_time_that_is_left() -> None:
+    devices, wait_s = ChasedDevices(), 20.0
+    with pytest.raises(PoolExhausted):
+        devices.lease_on_all(wait_s, Random(1))
+    assert devices.now_s == pytest.approx(wait_s)
+    expected_s = FIRST_PAUSE_S
+    for pause_s in devices.pauses_s[:-1]:
+        assert expected_s / 2 <= pause_s <= expected_s
+        expected_s = min(2 * expected_s, LONGEST_PAUSE_S)
+    assert max(devices.pauses_s) > LONGEST_PAUSE_S / 2
+    assert devices.page_counts() == {"a": 10, "b": 10}
+
+
+def test_two_callers_do_not_pause_equally_long() -> None:
+    pauses_s = []
+    for seed in (1, 2):
+        devices = ChasedDevices()
+        with pytest.raises(PoolExhausted):
+            devices.lease_on_all(1.0, Random(seed))
+        pauses_s.append(devices.pauses_s)
+    assert not set(pauses_s[0]) & set(pauses_s[1])
+
+
+def test_two_sessions_of_one_device_are_refused() -> None:
+    devices = Devices(a=10, b=10)
+    with pytest.raises(InvalidRequest, match="device b"):
+        lease_on_all(devices.sessions("b", "a", "b"), 5, wait_s=3600.0)
+    assert devices.asked == []
+
+
+@pytest.mark.parametrize("page_count", [0, -1, 1.5, True])
+def test_a_lease_of_no_pages_is_refused(page_count: Any) -> None:
+    for sessions in (Devices(a=1).sessions("a"), []):
+        with pytest.raises(InvalidRequest):
+            lease_on_all(sessions, page_count)
 
 
 @settings(max_examples=25, deadline=None)
@@ -130,7 +190,7 @@ def test_askers_in_whatever_order_never_wait_for_each_other_and_hold_nothing_in_
         sessions = devices.sessions(*uuids)
         try:
             for _ in range(5):
-                held = lease_on_all(sessions, page_count, wait_s=JOIN_S)
+                held = lease_on_all(sessions, page_count, wait_s=JOIN_S, sleep=lambda _: None)
                 for session, extents in zip(sessions, held, strict=True):
                     session.give_back(extents)
         except BaseException as error:  # noqa: BLE001  raised below, in the test's thread
