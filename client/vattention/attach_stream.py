@@ -7,7 +7,7 @@ import threading
 
 import grpc
 
-from vatt.errors import DaemonUnreachable, VattError
+from vatt.errors import DaemonUnreachable, SessionFenced, VattError
 from vatt.v1 import vatt_pb2, vatt_pb2_grpc
 from vattention.tidings import Tidings
 from vattention.wire_errors import stream_ended
@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 class AttachStream:
     """Reads the stream into the session's tidings, in a thread, until it ends, and remembers how it did.
 
-    `ended` is None while the session is attached; after that it is why it is not.
+    `ended` is None while the session is attached; after that it is why it is not. What goes wrong with one message is
+    logged, and the next one read.
     """
 
     def __init__(
@@ -52,17 +53,33 @@ class AttachStream:
         self._thread.join()
 
     def _read(self) -> None:
-        error: grpc.RpcError | None = None
+        ended: VattError = SessionFenced("the thread that reads the session's stream has ended")
         try:
             for response in self._call:
-                self._hear(response)
+                self._hear_guarded(response)
                 self._answered.set()
+            ended = stream_ended(None)
         except grpc.RpcError as broken:
-            error = broken
-        self.ended = stream_ended(error)
+            ended = stream_ended(broken)
+        except Exception as error:  # the thread's boundary
+            log.exception("the session's stream: unexpected")
+            ended = SessionFenced(f"the session's stream cannot be read: {error!r}")
+        finally:  # whatever it was: a session that hears nothing must not seem attached
+            self._end(ended)
+
+    def _end(self, why: VattError) -> None:
+        self.ended = why
         self._answered.set()
+        self._call.cancel()  # if it is not over, vattd should know as well
         if not self._closing and self._first is not None:
-            log.warning("session %s is fenced: %s", self._first.key.session_id, self.ended)
+            log.warning("session %s is fenced: %s", self._first.key.session_id, why)
+
+    def _hear_guarded(self, response: vatt_pb2.AttachResponse) -> None:
+        """A listener's failure must not make the session deaf."""
+        try:
+            self._hear(response)
+        except Exception:
+            log.exception("vattd's %s: unexpected", response.WhichOneof("event"))
 
     def _hear(self, response: vatt_pb2.AttachResponse) -> None:
         match response.WhichOneof("event"):

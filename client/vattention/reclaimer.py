@@ -100,14 +100,16 @@ class Reclaimer:
         self._thread: threading.Thread | None = None
 
     def ask(self, reclaim: Reclaim) -> None:
-        """Have this one carried out, in place of one that has not begun. Returns at once."""
+        """Have this one carried out, in place of one that has not begun. Returns at once.
+
+        Where no thread can be started now, that is logged, and tried again with the next Reclaim.
+        """
         with self._changed:
             if self._is_closed:
                 return
             self._next = _Asked(reclaim, self._clock(), self._given_pages)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="vattention-reclaim", daemon=True)
-                self._thread.start()
+                self._start()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -124,6 +126,15 @@ class Reclaimer:
             if self._is_pressing:
                 return
         self._thread.join()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="vattention-reclaim", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # "can't start new thread": the process or its user has too many
+            log.warning("reclaim: no thread to carry it out: %s", error)
+            return
+        self._thread = thread
 
     def _run(self) -> None:
         while True:

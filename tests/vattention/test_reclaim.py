@@ -346,6 +346,35 @@ def test_pages_that_cannot_be_given_back_are_not_lost() -> None:
         check(cache, 1, 1, 100)
 
 
+def test_a_reclaim_that_no_thread_could_be_started_for_does_not_keep_the_next_one_from_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with rig_of() as (vattd, cache, work), caplog.at_level(logging.WARNING):
+        finish_a_slot(cache, work)
+        work.finish()
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", fail)
+            vattd.ask(10, IDLE)
+        assert "can't start new thread" in caplog.text
+        vattd.ask(10, IDLE, reclaim_id=2)
+        vattd.wait_for(2)
+        assert vattd.given_pages >= 10
+
+
+def test_a_reclaimer_without_a_thread_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with rig_of() as (vattd, _, _):
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", fail)
+            vattd.ask(10, IDLE)
+        vattd.reclaimer.close()
+
+
 def test_steps_and_reclaims_do_not_disturb_each_other() -> None:
     """A page that goes although a token fills it, or is still in use, ends the process or fails the check."""
     pressed = threading.Event()

@@ -12,16 +12,17 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from tests.daemon import Vattd
 from tests.vattention.conftest import POOL_BYTES
 from tests.vattention.test_wire_errors import refused
-from vatt.errors import Draining, InvalidRequest, SessionEvicted
-from vatt.v1 import vatt_pb2
+from vatt.errors import Draining, InvalidRequest, SessionEvicted, SessionFenced
+from vatt.v1 import vatt_pb2, vatt_pb2_grpc
 from vattention.attach_stream import AttachStream
 from vattention.engine_client import EngineClient
 from vattention.guarantee import Guarantee, MinMode
 from vattention.page_source import LeasePurpose
 from vattention.reclaimer import Reclaim, ReclaimDepth
-from vattention.session import Session
+from vattention.session import Session, SessionState
 from vattention.tidings import Tidings
 
 WAIT_S = 10.0
@@ -102,6 +103,35 @@ def test_reclaims_are_passed_on_also_one_that_came_before_anybody_listened() -> 
 
 def test_an_event_of_a_later_wire_is_passed_over() -> None:
     assert hear(vatt_pb2.AttachResponse()).last_notice is None
+
+
+def test_a_listener_that_fails_is_logged_and_the_next_message_is_heard(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(reclaim: Reclaim) -> None:
+        raise RuntimeError("can't start new thread")
+
+    tidings = Tidings()
+    tidings.tell_of_reclaims(fail)
+    wanted = vatt_pb2.AttachResponse(reclaim=reclaim(1, vatt_pb2.RECLAIM_DEPTH_IDLE))
+    hear(wanted, notice(Notice.KIND_DRAINING), tidings=tidings)
+    assert "can't start new thread" in caplog.text
+    assert tidings.is_draining
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("failure", [RuntimeError("a bug"), SystemExit("the end")], ids=repr)
+def test_whatever_ends_the_reading_ends_the_stream(failure: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    class BrokenStub(FakeStub):
+        def __iter__(self) -> Iterator[vatt_pb2.AttachResponse]:
+            yield vatt_pb2.AttachResponse(attached=vatt_pb2.Attached())
+            raise failure
+
+    stub: Any = BrokenStub()
+    stream = AttachStream(stub, vatt_pb2.AttachRequest(), Tidings())
+    stream.attached(WAIT_S)
+    stream._thread.join(WAIT_S)
+    assert isinstance(stream.ended, SessionFenced)
+    assert "is fenced: the" in caplog.text
+    assert stub.events.get_nowait() is None  # the call was cancelled: vattd knows too
 
 
 @pytest.mark.parametrize("reason", ["DRAINING", "SHUTTING_DOWN"])
@@ -240,6 +270,27 @@ def test_a_fenced_session_gives_back_what_it_can_and_goes_on_when_it_re_attaches
     session._reclaimer.close()  # once it is carried out, or never begun
     session.reattach()
     session.give_back(session.lease(1))
+
+
+def test_a_session_that_cannot_read_its_stream_is_fenced_and_says_why(
+    own_vattd: Vattd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(response: vatt_pb2.AttachResponse) -> None:
+        raise RuntimeError("a bug of the reader's")
+
+    with Session.connect("tidings", socket_dir=own_vattd.socket_dir) as session:
+        stream = session._connection.stream
+        monkeypatch.setattr(stream, "_hear_guarded", fail)
+        with grpc.insecure_channel(f"unix:{session._connection._sockets.admin}") as channel:
+            admin = vatt_pb2_grpc.AdminServiceStub(channel)
+            admin.Reserve(vatt_pb2.ReserveRequest(tenant="tidings", weight=2), timeout=WAIT_S)
+        stream._thread.join(WAIT_S)
+        assert session.state is SessionState.FENCED
+        with pytest.raises(SessionFenced, match="a bug of the reader's"):
+            session.lease(1)
+        monkeypatch.undo()
+        session.reattach()
+        session.give_back(session.lease(1))
 
 
 def test_a_callback_that_is_none_is_refused(session: Session, vattd_socket_dir: Path) -> None:
