@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vatt.errors import InvalidRequest
+from vatt.errors import InvalidRequest, Overcommitted
 from vatt.names import check_tenant_name
-from vatt.sizes import parse_size_or_percent
+from vatt.sizes import format_size, parse_part
 from vatt.users import parse_users
 from vattd.guarantee import Access, MinMode
-from vattd.reservation import Reservation
+from vattd.reservation import Reservation, check_all
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,7 +31,8 @@ KEYS = ("min", "max", "weight", "hard", "allow")
 
 
 def read_tenants(path: Path, pool_bytes: int, page_size_bytes: int, own_uid: int) -> dict[str, Reservation]:
-    """Parts of the pool are rounded down to whole pages. Raises InvalidRequest that names the file, tenant and key."""
+    """Parts of the pool are rounded down to whole pages. Raises InvalidRequest that names the file, tenant and key;
+    Overcommitted, with the file, if its mins do not fit the pool together."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -39,9 +40,13 @@ def read_tenants(path: Path, pool_bytes: int, page_size_bytes: int, own_uid: int
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path} is not TOML: {error}") from error
     try:
-        return _parse(document, pool_bytes, page_size_bytes, own_uid)
+        reservations = _parse(document, pool_bytes, page_size_bytes, own_uid)
+        check_all(reservations, page_size_bytes, pool_bytes)
     except InvalidRequest as error:
         raise InvalidRequest(f"{path}: {error}") from error
+    except Overcommitted as error:
+        raise Overcommitted(f"{path}: {error}. Lower a min, or start with a larger --pool-max") from error
+    return reservations
 
 
 def _parse(document: Mapping[str, Any], pool_bytes: int, page_size_bytes: int, own_uid: int) -> dict[str, Reservation]:
@@ -67,15 +72,26 @@ def _reservation(name: str, entry: Any, pool_bytes: int, page_size_bytes: int, o
         raise InvalidRequest(f"{where}: allow is a list like ['alice', 1001, '@staff']")
     try:
         users = parse_users(str(who) for who in allow)
-        return Reservation(
+        reservation = Reservation(
             access=Access(users.uids, users.gids),
             min_bytes=_size(entry, "min", pool_bytes, page_size_bytes) or 0,
             max_bytes=_size(entry, "max", pool_bytes, page_size_bytes),
             weight=weight,
             mode=MinMode.HARD if hard else MinMode.SOFT,
         )
+        _check_sense(reservation, pool_bytes, page_size_bytes)
     except InvalidRequest as error:
         raise InvalidRequest(f"{where}: {error}") from error
+    return reservation
+
+
+def _check_sense(one: Reservation, pool_bytes: int, page_size_bytes: int) -> None:
+    """What a reservation by itself cannot know. Raises InvalidRequest."""
+    if one.min_bytes > pool_bytes:
+        raise InvalidRequest(f"a min of {format_size(one.min_bytes)} is more than the pool's {format_size(pool_bytes)}")
+    if one.mode is MinMode.HARD and not one.min_bytes:
+        raise InvalidRequest("hard says what becomes of a min, and there is none: add for example min = '8GiB'")
+    one.guarantee(page_size_bytes)  # a max may be less than a page
 
 
 def _size(entry: Mapping[str, Any], key: str, pool_bytes: int, page_size_bytes: int) -> int | None:
@@ -84,8 +100,10 @@ def _size(entry: Mapping[str, Any], key: str, pool_bytes: int, page_size_bytes: 
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise InvalidRequest(f"{key} is a size like '8GiB' or '25%', not {value!r}")
-    size_bytes = parse_size_or_percent(str(value), pool_bytes)
-    return size_bytes // page_size_bytes * page_size_bytes if "%" in str(value) else size_bytes
+    try:
+        return parse_part(str(value), pool_bytes, page_size_bytes)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{error} (key {key})") from error
 
 
 def _check_keys(where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ import click
 from vatt.command_line import Time
 from vatt.errors import InvalidRequest
 from vatt.names import check_tenant_name
-from vatt.sizes import parse_size_or_percent
+from vatt.sizes import parse_part, parse_size_or_percent
 from vatt.users import UsersAndGroups, parse_users
 from vatt.v1 import vatt_pb2 as pb
 
@@ -44,12 +44,7 @@ class SizeOrPercent(click.ParamType[str]):
 
 
 def bytes_of(text: str, pool: pb.Pool) -> int:
-    """A percentage is of the pool and in whole pages, at least one, so that parts of 100% fit the pool together."""
-    size = parse_size_or_percent(text, pool.max_bytes)
-    if "%" not in text or not parse_size_or_percent(text, MOST_BYTES):
-        return size
-    page = pool.page_size_bytes
-    return max(page, size // page * page)
+    return parse_part(text, pool.max_bytes, pool.page_size_bytes)
 
 
 class Term(Time):

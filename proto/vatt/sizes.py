@@ -33,6 +33,23 @@ def parse_size_or_percent(text: str, whole_bytes: int) -> int:
     return int(whole_bytes * float(match[1]) / 100)
 
 
+def parse_part(text: str, pool_bytes: int, page_size_bytes: int) -> int:
+    """Bytes of a pool. A percentage is of it and in whole pages, at least one, so that parts of 100% fit it together.
+
+    Raises InvalidRequest with an example, also for a number below a page: then its unit was forgotten.
+    """
+    size_bytes = parse_size_or_percent(text, pool_bytes)
+    if "%" in text:
+        is_zero = not parse_size_or_percent(text, 1 << 60)
+        return 0 if is_zero else max(page_size_bytes, size_bytes // page_size_bytes * page_size_bytes)
+    if 0 < size_bytes < page_size_bytes and text.strip().isdigit():
+        raise InvalidRequest(
+            f"{text!r} is {size_bytes} bytes, and a page has {format_size(page_size_bytes)}: write for example "
+            f"{size_bytes}GiB"
+        )
+    return size_bytes
+
+
 def format_size(size_bytes: int) -> str:
     """For people: three figures and an IEC unit, `1.50 GiB`."""
     value, unit = float(size_bytes), "B"

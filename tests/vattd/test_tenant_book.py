@@ -23,6 +23,7 @@ from vattd.rules import PoolLimits
 from vattd.state_file import State, StateFile
 from vattd.stock import Stock
 from vattd.tenant_book import Change, Source, TenantBook
+from vattd.tenant_config import read_tenants
 
 PAGE = 4096
 POOL_PAGES = 64
@@ -212,3 +213,42 @@ def test_more_tenants_than_a_message_can_name_are_counted() -> None:
     many = {f"t{number}": Reservation(OURS, min_bytes=(number + 1) * PAGE) for number in range(9)}
     with pytest.raises(Overcommitted, match=r"t8 .* and 4 more"):
         check_all(many, PAGE, PAGE)
+
+
+def read_config(directory: Path, text: str) -> dict[str, Reservation]:
+    path = directory / "tenants.toml"
+    path.write_text(text)
+    return read_tenants(path, POOL_PAGES * PAGE, PAGE, OWN_UID)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[tenants.a]\nmin = '300KiB'", "[tenants.a]: a min of 300 KiB is more than the pool's 256 KiB"),
+        ("[tenants.a]\nmax = '1KiB'", "[tenants.a]: a max of 1.00 KiB is less than a page of 4.00 KiB"),
+        ("[tenants.a]\nmin = 'lots'", "(key min)"),
+        ("[tenants.a]\nmax = '101%'", "(key max)"),
+        ("[tenants.a]\nmin = 8", "[tenants.a]: '8' is 8 bytes, and a page has 4.00 KiB: write for example 8GiB"),
+        ("[tenants.a]\nhard = true", "[tenants.a]: hard says what becomes of a min, and there is none"),
+    ],
+)
+def test_a_configuration_that_no_pool_can_keep_is_refused_with_file_tenant_and_key(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_config(tmp_path, text)
+    assert str(refused.value).startswith(f"{tmp_path / 'tenants.toml'}: ")
+    assert words in str(refused.value)
+
+
+def test_mins_of_a_file_that_do_not_fit_the_pool_together_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(Overcommitted) as refused:
+        read_config(tmp_path, "[tenants.a]\nmin = '60%'\n[tenants.b]\nmin = '60%'")
+    assert str(refused.value).startswith(f"{tmp_path / 'tenants.toml'}: the mins would be ")
+    assert "(a 152 KiB, b 152 KiB)" in str(refused.value)
+    assert "Lower a min, or start with a larger --pool-max" in str(refused.value)
+
+
+def test_a_part_of_the_pool_is_at_least_a_page_in_a_file_as_in_a_command(tmp_path: Path) -> None:
+    read = read_config(tmp_path, "[tenants.a]\nmin = '0.1%'\n[tenants.b]\nmin = '0%'\n[tenants.c]\nmin = '50%'")
+    assert [one.min_bytes for one in read.values()] == [PAGE, 0, POOL_PAGES // 2 * PAGE]
