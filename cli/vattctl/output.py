@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -19,8 +20,8 @@ from rich.text import Text
 
 from vattctl.daemon import Answers, Unreachable
 
-# Where the output is piped and nobody says COLUMNS, a table is as wide as it needs.
-PIPED_WIDTH = 200
+# Where the output is piped and nobody says COLUMNS, a table is as wide as it needs: this holds the longest names.
+PIPED_WIDTH = 500
 
 
 def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,7 +36,7 @@ def show(renderable: RenderableType) -> None:
     console = Console(highlight=False)
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console.width = PIPED_WIDTH
-    console.print(renderable)
+    console.print(_Trimmed(renderable), crop=False)
 
 
 def new_table() -> Table:
@@ -43,7 +44,8 @@ def new_table() -> Table:
 
 
 def name_cell(words: str) -> Text:
-    """Anybody's words in one line of a table: no markup, and cut short where the width is needed for figures."""
+    """Anybody's words in one line of a table: no markup, and cut short where the width is needed for figures. What is
+    cut is shown whole below the row: see `Below`."""
     return Text(words, no_wrap=True, overflow="ellipsis")
 
 
@@ -59,19 +61,45 @@ def unreachable_words(answers: Answers) -> list[Text]:
     return [Text("\n".join(lines), style="red")] if lines else []
 
 
-class NotedTable:
-    """A table of rows of one line each, with notes below a row: lines of words, which wrap where figures do not."""
+@dataclass(frozen=True, slots=True)
+class Below:
+    """What stands below a row: its `names` that were cut short, whole, by what they name; then `notes`."""
 
-    def __init__(self, table: Table, notes: Iterable[Sequence[Text]]) -> None:
-        self._table, self._notes = table, list(notes)
+    names: Mapping[str, str]
+    notes: Sequence[Text]
+
+
+class NotedTable:
+    """A table of rows of one line each, with lines of words below a row, which wrap where figures do not."""
+
+    def __init__(self, table: Table, below: Iterable[Below]) -> None:
+        self._table, self._below = table, list(below)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         head, *rows = console.render_lines(self._table, options, pad=False)
         yield from [*head, Segment.line()]
-        for row, notes in zip(rows, self._notes, strict=True):
+        for row, below in zip(rows, self._below, strict=True):
             yield from [*row, Segment.line()]
-            for note in notes:
-                yield Padding(note, (0, 0, 0, 2))
+            shown = "".join(segment.text for segment in row)
+            whole = [Text(f"{what} {name}") for what, name in below.names.items() if name not in shown]
+            for note in [*whole, *below.notes]:
+                yield Padding(note, (0, 0, 0, 2), expand=False)
+
+
+class _Trimmed:
+    """Without spaces at the ends of lines, which cells are filled up with."""
+
+    def __init__(self, inner: RenderableType) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self._inner, options, pad=False):
+            while line and not line[-1].text.rstrip(" "):
+                line.pop()
+            if line:
+                last = line.pop()
+                line.append(Segment(last.text.rstrip(" "), last.style, last.control))
+            yield from [*line, Segment.line()]
 
 
 def as_json(plain: Any) -> str:

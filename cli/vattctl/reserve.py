@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 
 import click
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from vatt.command_line import SIZE_WORDS, TIME_WORDS
-from vatt.errors import Overcommitted, VattError
+from vatt.errors import InvalidRequest, Overcommitted, VattError
 from vatt.protocol import MAX_WEIGHT
 from vatt.sizes import format_size
 from vatt.users import UsersAndGroups
@@ -22,6 +23,7 @@ from vattctl.waiting import wait_for
 from vattctl.words import (
     access_words,
     guarantee_words,
+    over_max_notes,
     promise_words,
     until_words,
     waiting_words,
@@ -95,8 +97,9 @@ def reserve(
     if (least, most, weight, is_hard, allowed, duration_s) == (None,) * 6:
         raise click.UsageError(f"nothing to set: write for example `vattctl reserve {tenant} --min 8GiB --max 50%`")
     with Admin(find(device, socket_dir), "reserve") as admin:
-        pool = admin.status().pool if "%" in f"{least}{most}" else pb.Pool()
-        request = _request(tenant, least, most, pool)
+        status = admin.status()
+        before = _find(status, tenant) or pb.Tenant(name=tenant)
+        request = _request(before, least, most, status.pool)
         if weight is not None:
             request.weight = weight
         if is_hard is not None:
@@ -105,10 +108,8 @@ def reserve(
             request.access.CopyFrom(pb.AccessList(uids=sorted(allowed.uids), gids=sorted(allowed.gids)))
         if duration_s is not None:
             request.duration.FromMilliseconds(round(duration_s * 1000))
-        try:
-            admin.reserve(request)
-        except Overcommitted as error:
-            raise Overcommitted(f"{error}. Ask for less, or lower another's: see `vattctl tenants`") from error
+        _check_sense(request, before, waits=wait_s is not None)
+        _reserve(admin, request, before)
         left = "" if wait_s is None else _wait(admin, tenant, wait_s)
         _show(admin, tenant)
     if left:
@@ -134,8 +135,8 @@ def unreserve(tenant: str, device: str | None, socket_dir: Path | None) -> None:
         _show(admin, tenant)
 
 
-def _request(tenant: str, least: str | None, most: str | None, pool: pb.Pool) -> pb.ReserveRequest:
-    request = pb.ReserveRequest(tenant=tenant)
+def _request(before: pb.Tenant, least: str | None, most: str | None, pool: pb.Pool) -> pb.ReserveRequest:
+    request = pb.ReserveRequest(tenant=before.name)
     if least is not None:
         request.min_bytes = bytes_of(least, pool)
     if most is not None:
@@ -146,6 +147,35 @@ def _request(tenant: str, least: str | None, most: str | None, pool: pb.Pool) ->
             f"write for example --min {most} --max {least}"
         )
     return request
+
+
+def _check_sense(request: pb.ReserveRequest, before: pb.Tenant, *, waits: bool) -> None:
+    """Raises InvalidRequest for what would have no effect: there is no min, or nothing, that it could be about."""
+    name, sets_min = request.tenant, request.HasField("min_bytes")
+    if not (request.min_bytes if sets_min else before.guarantee.min_bytes):
+        # `--min 0 --soft` is how all is as at first.
+        if request.min_mode == pb.MIN_MODE_HARD or (request.min_mode == pb.MIN_MODE_SOFT and not sets_min):
+            mode = "--hard" if request.min_mode == pb.MIN_MODE_HARD else "--soft"
+            raise InvalidRequest(
+                f"{mode} says what becomes of a min, and {name} has none: write for example --min 8GiB {mode}"
+            )
+        if waits:
+            raise InvalidRequest(f"--wait is for a min, and {name} has none: leave it out, or add --min 8GiB")
+    if not before.source and {field.name for field, _ in request.ListFields()} == {"tenant", "duration"}:
+        raise InvalidRequest(f"nothing is reserved for {name}, now or before: write for example --min 8GiB --for 2h")
+
+
+def _reserve(admin: Admin, request: pb.ReserveRequest, before: pb.Tenant) -> None:
+    try:
+        admin.reserve(request)
+    except Overcommitted as error:
+        raise Overcommitted(f"{error}. Ask for less, or lower another's: see `vattctl tenants`") from error
+    if before.source == "config":
+        click.echo(
+            f"{before.name} stands in vattd's configuration file: from now on this reservation comes before the file, "
+            f"also in what you did not give; `vattctl unreserve {before.name}` goes back to the file",
+            err=True,
+        )
 
 
 def _wait(admin: Admin, tenant: str, wait_s: float) -> str:
@@ -173,14 +203,16 @@ def _show(admin: Admin, name: str) -> None:
         return
     now_s = time.time()
     grid = Table.grid(padding=(0, 2))
-    grid.add_row(name, f"{guarantee_words(tenant.guarantee)}; set by {_source_words(tenant.source)}")
     grid.add_row("allow", access_words(tenant))
     if tenant.source == "command":
         grid.add_row("until", until_words(tenant, now_s) or f"vattctl unreserve {name}")
     grid.add_row("now", _now_words(tenant))
+    for note in over_max_notes(tenant, status.pool):
+        grid.add_row("", note)
     if tenant.HasField("promise"):
         grid.add_row("promise", promise_words(tenant.promise, status.sessions, now_s))
-    show(grid)
+    title = Text(f"{name}: {guarantee_words(tenant.guarantee)}; set by {_source_words(tenant.source)}")
+    show(Group(title, grid))
 
 
 def _source_words(source: str) -> str:

@@ -15,6 +15,7 @@ from vatt.sizes import format_size
 from vatt.v1 import vatt_pb2 as pb
 from vattctl.daemon import Answers, ask_all, only_gpu_option, socket_dir_option
 from vattctl.output import (
+    Below,
     NotedTable,
     daemons_json,
     name_cell,
@@ -25,7 +26,7 @@ from vattctl.output import (
     to_plain,
     unreachable_words,
 )
-from vattctl.words import guarantee_words, promise_words, waiting_words
+from vattctl.words import guarantee_words, over_max_notes, promise_words, waiting_words
 
 STATE_STYLES = {"leased": "green", "clean": "cyan", "dirty": "yellow", "quarantined": "red", "unbacked": "dim"}
 DAEMON_STYLES = {"serving": "", "draining": "yellow"}
@@ -129,7 +130,8 @@ def _tenants_table(answer: pb.GetStatusResponse, now_s: float) -> RenderableType
             _percent(tenant.token_bytes, tenant.mapped_bytes),
             _percent(static_bytes - tenant.mapped_bytes, static_bytes),
         )
-    return NotedTable(table, [_tenant_notes(tenant, answer, now_s) for tenant in rows])
+    below = [Below({"tenant": tenant.name}, _tenant_notes(tenant, answer, now_s)) for tenant in rows]
+    return NotedTable(table, below)
 
 
 def _tenant_notes(tenant: pb.Tenant, answer: pb.GetStatusResponse, now_s: float) -> list[Text]:
@@ -141,7 +143,7 @@ def _tenant_notes(tenant: pb.Tenant, answer: pb.GetStatusResponse, now_s: float)
         note.append("; ").append_text(promise_words(tenant.promise, answer.sessions, now_s))
     if tenant.waiting_leases:
         note.append("; waiting: " if note else "waiting: ").append(waiting_words(tenant))
-    return [note] if note else []
+    return [*over_max_notes(tenant, answer.pool), *([note] if note else [])]
 
 
 def _percent(part_bytes: int, whole_bytes: int) -> str:
@@ -170,7 +172,8 @@ def _sessions_table(answer: pb.GetStatusResponse) -> RenderableType:
             format_size(session.mapped_bytes),
             name_cell(session.client_name),
         )
-    return NotedTable(table, [_session_notes(session) for session in rows])
+    below = [Below({"tenant": one.tenant, "client": one.client_name}, _session_notes(one)) for one in rows]
+    return NotedTable(table, below)
 
 
 def _session_notes(session: pb.Session) -> list[Text]:

@@ -13,6 +13,7 @@ from vatt.sizes import format_size
 from vatt.v1 import vatt_pb2 as pb
 from vattctl.daemon import Answers, ask_all, only_gpu_option, socket_dir_option
 from vattctl.output import (
+    Below,
     NotedTable,
     daemons_json,
     name_cell,
@@ -23,10 +24,7 @@ from vattctl.output import (
     to_plain,
     unreachable_words,
 )
-from vattctl.words import access_words, max_words, min_words, promise_words, until_words, waiting_words
-
-# A longer one may be cut short in the table's row, and people need all of it.
-LONG_NAME = 12
+from vattctl.words import access_words, max_words, min_words, over_max_notes, promise_words, until_words, waiting_words
 
 
 @click.command(short_help="Show what tenants were promised, and what they have.")
@@ -37,8 +35,9 @@ def tenants(device: str | None, socket_dir: Path | None, output: str) -> None:
     """Show what tenants were promised, what they have, and who may use them.
 
     MIN is promised: hard, its unused part is kept free; soft, it is lent to others and asked back. WAITING is what
-    leases that queue ask for, and how long the first of them has waited. Below each tenant: how far its min is kept,
-    where that was set (by a command or the configuration file), until when it holds, and who may use the tenant.
+    leases that queue ask for, and how long the first of them has waited. Below each tenant: by how much it is over its
+    max, if that was lowered; how far its min is kept, where that was set (by a command or the configuration file),
+    until when it holds, and who may use the tenant.
 
     \b
     Examples:
@@ -83,11 +82,12 @@ def _table(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
             str(tenant.session_count),
             waiting_words(tenant),
         )
-    return NotedTable(table, [_notes(tenant, answer, now_s) for tenant in rows])
+    below = [Below({"tenant": tenant.name}, _notes(tenant, answer, now_s)) for tenant in rows]
+    return NotedTable(table, below)
 
 
 def _notes(tenant: pb.Tenant, answer: pb.GetStatusResponse, now_s: float) -> list[Text]:
-    notes = [Text(tenant.name)] if len(tenant.name) > LONG_NAME else []
+    notes = over_max_notes(tenant, answer.pool)
     if tenant.HasField("promise"):
         notes.append(Text("min is ").append_text(promise_words(tenant.promise, answer.sessions, now_s)))
     until = f", until {until_words(tenant, now_s)}" if tenant.HasField("until") else ""

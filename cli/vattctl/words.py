@@ -28,6 +28,18 @@ def max_words(guarantee: pb.Guarantee) -> str:
     return format_size(guarantee.max_bytes) if guarantee.HasField("max_bytes") else "-"
 
 
+def over_max_notes(tenant: pb.Tenant, pool: pb.Pool) -> list[Text]:
+    """One line where a tenant leases more than its max, which was lowered since."""
+    if not tenant.guarantee.HasField("max_bytes"):
+        return []
+    page = pool.page_size_bytes or 1
+    most_pages = max(-(-tenant.guarantee.min_bytes // page), tenant.guarantee.max_bytes // page)  # as vattd rounds
+    over_bytes = tenant.leased_bytes - most_pages * page
+    if over_bytes <= 0:
+        return []
+    return [Text(f"over its max by {format_size(over_bytes)}: asked back, and no more is lent to it", style="red")]
+
+
 def guarantee_words(guarantee: pb.Guarantee) -> str:
     """`min 8.00 GiB hard, max 40.0 GiB, weight 2`, less what says nothing."""
     parts = [f"min {min_words(guarantee)}"] if guarantee.min_bytes else []

@@ -13,7 +13,7 @@ import pytest
 
 from tests.daemon import Vattd
 from tests.raw_engine import RawEngine, reason_of
-from tests.vattctl.command import audit, done, on_a_terminal, refused, running, tenants
+from tests.vattctl.command import audit, done, on_a_terminal, refused, running, tenants, vattctl
 from vatt.v1 import vatt_pb2 as pb
 
 MIB = 1 << 20
@@ -108,6 +108,53 @@ def test_nonsense_is_a_usage_error_with_an_example(shared: Vattd, arguments: lis
     assert "chat" not in tenants(shared)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--hard"], "--hard says what becomes of a min, and chat has none: write for example --min 8GiB --hard"),
+        (["--soft"], "chat has none: write for example --min 8GiB --soft"),
+        (["--min", "0", "--hard"], "write for example --min 8GiB --hard"),
+        (["--hard", "--weight", "2"], "write for example --min 8GiB --hard"),
+        (["--max", "8MiB", "--wait"], "--wait is for a min, and chat has none: leave it out, or add --min 8GiB"),
+        (["--min", "0", "--wait"], "--wait is for a min"),
+        (["--for", "1h"], "nothing is reserved for chat, now or before: write for example --min 8GiB --for 2h"),
+        (["--min", "8"], "'8' is 8 bytes, and a page has 64.0 KiB: write for example 8GiB"),
+        (["--max", "8"], "'8' is 8 bytes, and a page has 64.0 KiB: write for example 8GiB"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused_with_what_to_type(
+    shared: Vattd, arguments: list[str], words: str
+) -> None:
+    assert words in refused(shared, "reserve", "chat", *arguments)
+    assert "chat" not in tenants(shared)
+
+
+def test_what_is_about_a_min_is_taken_where_there_was_one_before() -> None:
+    with Vattd("--pool-max", "64MiB") as vattd:
+        done(vattd, "reserve", "chat", "--min", "1MiB", "--for", "1h")
+        done(vattd, "reserve", "chat", "--hard", "--wait", "10s")
+        assert tenants(vattd)["chat"]["guarantee"]["min_mode"] == "MIN_MODE_HARD"
+        done(vattd, "reserve", "chat", "--for", "2h")
+        done(vattd, "reserve", "chat", "--min", "0", "--soft")
+        assert tenants(vattd)["chat"]["guarantee"]["min_mode"] == "MIN_MODE_SOFT"
+        assert "--min 8GiB --hard" in refused(vattd, "reserve", "chat", "--hard")
+
+
+def test_who_is_named_twice_is_allowed_once(shared: Vattd) -> None:
+    done(shared, "reserve", "twice", "--allow", str(NOBODY), "--allow", str(NOBODY))
+    assert tenants(shared)["twice"]["access"] == {"uids": [NOBODY], "gids": []}
+    done(shared, "unreserve", "twice")
+
+
+def test_a_max_below_what_is_leased_says_by_how_much_it_is_passed() -> None:
+    with Vattd("--pool-max", "64MiB") as vattd, RawEngine(vattd.sockets, "chat") as engine:
+        engine.lease(512)
+        for said in (done(vattd, "reserve", "chat", "--max", "16MiB"), done(vattd, "tenants"), done(vattd, "status")):
+            assert "over its max by 16.0 MiB: asked back, and no more is lent to it" in said
+        assert tenants(vattd)["chat"]["leased_bytes"] > tenants(vattd)["chat"]["guarantee"]["max_bytes"]
+        engine.detach()
+
+
 def test_the_daemons_refusals_are_told_in_its_own_words_and_change_nothing() -> None:
     with Vattd("--pool-max", "64MiB") as vattd:
         done(vattd, "reserve", "chat", "--min", "40MiB", "--max", "48MiB")
@@ -127,8 +174,14 @@ def test_a_tenant_of_the_configuration_file_says_so_and_has_that_again_after_unr
     with Vattd("--pool-max", "64MiB", "--config", config) as vattd:
         assert tenants(vattd)["chat"]["source"] == "config"
         assert "in the configuration file: change it there" in refused(vattd, "unreserve", "chat")
-        done(vattd, "reserve", "chat", "--min", "8MiB")
+        first = vattctl(vattd, "reserve", "chat", "--min", "8MiB")
+        hint = " ".join(first.stderr.split())
+        assert "from now on this reservation comes before the file, also in what you did not give" in hint
+        assert "`vattctl unreserve chat` goes back to the file" in hint
+        assert "configuration file" not in first.stdout
         assert tenants(vattd)["chat"]["source"] == "command"
+        assert vattctl(vattd, "reserve", "chat", "--weight", "2").stderr == "", "said once"
+        assert vattctl(vattd, "reserve", "batch", "--weight", "2").stderr == "", "it is in no file"
         said = done(vattd, "unreserve", "chat")
         assert "min 16.0 MiB soft; set by the configuration file" in said
 

@@ -53,7 +53,7 @@ def test_the_table_shows_how_well_each_tenant_uses_its_memory() -> None:
         engine.detach()
 
 
-def test_in_80_columns_names_are_cut_short_and_figures_are_not() -> None:
+def test_in_80_columns_names_are_cut_short_and_shown_whole_below_and_figures_are_not_cut() -> None:
     tenant = pb.Tenant(
         name="t" * 63,
         leased_bytes=1023 << 40,
@@ -77,16 +77,69 @@ def test_in_80_columns_names_are_cut_short_and_figures_are_not() -> None:
     lines = [" ".join(line.split()) for line in file.getvalue().splitlines() if len(line) <= 80]
     assert [line for line in lines if line.endswith("… 1023 TiB 1022 TiB 1.00 TiB 100.0% -102100.0%")]
     assert [line for line in lines if "… 4194303 attached 1023 TiB 1022 TiB vatt" in line]
+    assert lines.count(f"tenant {'t' * 63}") == 2, "below its own row, and below its session's"
+    assert lines.count("client vattention/0.1.0 transformers/5.23.0") == 1
 
 
-def printed(answer: pb.GetStatusResponse, now_s: float = 0, render_it: Render = render, **console: Any) -> list[str]:
-    """Lines of at most 80 columns."""
+def test_names_that_fit_are_shown_once() -> None:
+    tenant = pb.Tenant(name="team-a.chat-1")
+    session = pb.Session(session_id="1-1", tenant=tenant.name, client_name="me")
+    for width in (80, 500):
+        lines = printed(pb.GetStatusResponse(tenants=[tenant], sessions=[session]), width=width)
+        assert sum(line.count("team-a.chat-1") for line in lines) == 2, "in its own row and in its session's"
+
+
+def test_what_is_piped_has_whole_names_in_one_line_and_no_spaces_at_the_ends() -> None:
+    tenant, client = "t" * 63, "c" * 256
+    with Vattd("--pool-max", "64MiB") as vattd, RawEngine(vattd.sockets, tenant, client_name=client) as engine:
+        engine.lease(32)
+        place = ["--socket-dir", str(vattd.socket_dir)]
+        commands = (["status"], ["tenants"], ["reserve", tenant, "--min", "1MiB"], ["unreserve", tenant])
+        for columns in ("", "80"):
+            for command in commands:
+                result = run_command(["vattctl", *command, *place], {"COLUMNS": columns})
+                assert result.returncode == 0, result.stderr
+                lines = result.stdout.splitlines()
+                assert lines == [line.rstrip() for line in lines], command
+                assert any(tenant in line for line in lines), (command, columns, result.stdout)
+        wide = run_command(["vattctl", "status", *place], {"COLUMNS": ""}).stdout.splitlines()
+        assert [line for line in wide if line.split()[:2] == [engine.key.session_id, tenant] and line.endswith(client)]
+        engine.detach()
+
+
+def test_a_tenant_above_its_max_is_shown_with_how_much() -> None:
+    tenant = pb.Tenant(
+        name="chat", leased_bytes=48 << 20, guarantee=pb.Guarantee(max_bytes=32 << 20, weight=1), source="command"
+    )
+    answer = pb.GetStatusResponse(tenants=[tenant], pool=pb.Pool(page_size_bytes=1 << 16))
+    words = "  over its max by 16.0 MiB: asked back, and no more is lent to it"
+    assert words in printed(answer)
+    assert words in printed(answer, render_it=tenants_of)
+    tenant.leased_bytes = 32 << 20
+    assert "over its max" not in "".join(printed(pb.GetStatusResponse(tenants=[tenant], pool=answer.pool)))
+
+
+def test_a_max_that_was_rounded_up_to_the_pages_of_a_min_is_not_passed() -> None:
+    guarantee = pb.Guarantee(min_bytes=100 << 10, max_bytes=100 << 10, weight=1)
+    tenant = pb.Tenant(name="chat", leased_bytes=128 << 10, guarantee=guarantee)
+    answer = pb.GetStatusResponse(tenants=[tenant], pool=pb.Pool(page_size_bytes=64 << 10))
+    assert "over its max" not in "".join(printed(answer))
+
+
+def printed(
+    answer: pb.GetStatusResponse, now_s: float = 0, render_it: Render = render, width: int = 80, **console: Any
+) -> list[str]:
+    """Lines of at most so many columns."""
     file = StringIO()
-    Console(width=80, file=file, highlight=False, **console).print(render_it(answer, now_s))
+    Console(width=width, file=file, highlight=False, **console).print(render_it(answer, now_s))
     lines = file.getvalue().splitlines()
     if not console:  # else there are escape codes, too
-        assert max(len(line) for line in lines) <= 80
+        assert max(len(line) for line in lines) <= width
     return [line.rstrip() for line in lines]
+
+
+def tenants_of(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
+    return render_tenants(Answers([answer], [], None), now_s)
 
 
 def largest_status() -> pb.GetStatusResponse:
@@ -141,14 +194,11 @@ def test_status_says_what_is_promised_waited_for_asked_back_and_short() -> None:
 
 
 def test_tenants_shows_whole_figures_in_80_columns_and_all_of_a_long_name() -> None:
-    def tenants_of(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
-        return render_tenants(Answers([answer], [], None), now_s)
-
     lines = printed(largest_status(), render_it=tenants_of)
     assert lines[0].split() == ["TENANT", "MIN", "MAX", "WEIGHT", "LEASED", "SESSIONS", "WAITING"]
     row = "1023 TiB hard  1023 TiB    1000  1023 TiB      4095  1023 TiB, 59 m 59 s"
     assert lines[1].endswith(row)
-    assert f"  {'t' * 63}" in lines
+    assert f"  tenant {'t' * 63}" in lines
     text = " ".join(" ".join(lines).split())
     assert "from command, until 1971-01-01" in text
     assert "365 d more; for 4000000000, 4000000001," in text
