@@ -41,7 +41,7 @@ def evict(
         status = admin.status()
         session = _session(status, session_id)
         if session is None:
-            raise SessionUnknown(f"no session {session_id!r}: see `vattctl status`")
+            raise SessionUnknown(f"no session {session_id!r}: {_instead(status, session_id)}")
         confirm(_question(session, kill, status), yes=yes)
         leased_bytes = admin.evict(session_id, kill=kill)
         click.echo(_done_words(session, kill, leased_bytes))
@@ -55,6 +55,16 @@ def evict(
 
 def _session(status: pb.GetStatusResponse, session_id: str) -> pb.Session | None:
     return next((one for one in status.sessions if one.session_id == session_id), None)
+
+
+def _instead(status: pb.GetStatusResponse, name: str) -> str:
+    """What to type, also for who named a tenant."""
+    if name not in (tenant.name for tenant in status.tenants):
+        return "see `vattctl status`"
+    own = [one.session_id for one in status.sessions if one.tenant == name]
+    if not own:
+        return f"{name} is a tenant that has no session now, see `vattctl status`"
+    return f"{name} is a tenant, name one of its sessions ({some_of(own)}), see `vattctl status`"
 
 
 def _question(session: pb.Session, kill: bool, status: pb.GetStatusResponse) -> str:

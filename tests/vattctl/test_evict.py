@@ -78,6 +78,22 @@ def test_an_unknown_session_is_refused_with_where_to_look() -> None:
         assert "no session '7-7': see `vattctl status`" in refused(vattd, "evict", "7-7", "--kill", "--yes")
 
 
+def test_who_names_a_tenant_is_told_its_sessions() -> None:
+    with (
+        Vattd("--pool-max", "64MiB") as vattd,
+        RawEngine(vattd.sockets, "chat") as one,
+        RawEngine(vattd.sockets, "chat") as two,
+    ):
+        said = refused(vattd, "evict", "chat", "--yes")
+        ids = ", ".join(sorted((one.key.session_id, two.key.session_id)))
+        assert f"no session 'chat': chat is a tenant, name one of its sessions ({ids}), see `vattctl status`" in said
+        done(vattd, "reserve", "batch", "--min", "1MiB")
+        said = refused(vattd, "evict", "batch", "--yes")
+        assert "no session 'batch': batch is a tenant that has no session now, see `vattctl status`" in said
+        one.detach()
+        two.detach()
+
+
 def test_a_process_with_several_sessions_is_not_killed_unawares() -> None:
     with (
         Vattd("--pool-max", "64MiB") as vattd,
