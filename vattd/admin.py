@@ -189,14 +189,14 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
     def _tenant_message(self, view: TenantView) -> pb.Tenant:
         page, now_s = self._page_size_bytes, asyncio.get_running_loop().time()
         tenant = self.pool.ledger.tenant(view.name)
-        queued = self.pool.policy.queued(tenant) if tenant is not None else []
+        policy = self.pool.policy
         message = pb.Tenant(
             name=view.name,
             session_count=view.session_count,
             leased_bytes=view.leased_pages * page,
-            waiting_bytes=sum(entry.wish.page_count for entry in queued) * page,
-            waiting_leases=len(queued),
-            longest_wait=duration(max((now_s - entry.since_s for entry in queued), default=0.0)),
+            waiting_bytes=policy.wishes.queued_pages(tenant) * page if tenant is not None else 0,
+            waiting_leases=policy.wishes.queue_length(tenant) if tenant is not None else 0,
+            longest_wait=duration(policy.longest_wait_s(tenant, now_s) if tenant is not None else 0.0),
             waited_total=view.waits,
             waited_time_total=duration(view.waited_s),
         )

@@ -241,6 +241,10 @@ class Ledger:
         return self.stock.capacity_pages
 
     @property
+    def max_pages(self) -> int:
+        return self.stock.max_pages
+
+    @property
     def limit_pages(self) -> int:
         return self.stock.limit_pages
 

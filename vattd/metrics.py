@@ -93,7 +93,7 @@ def _tenant_metrics(snapshot: Snapshot, pool: Pool, now_s: float) -> Iterator[Me
             maximum.add_metric(name, guarantee.max_pages * page)
         missing.add_metric(name, promise.missing_pages * page)
         broken.add_metric(name, promise.state is PromiseState.BROKEN)
-        waiting.add_metric(name, pool.policy.queued_pages(tenant) * page)
+        waiting.add_metric(name, pool.policy.wishes.queued_pages(tenant) * page)
         longest.add_metric(name, pool.policy.longest_wait_s(tenant, now_s))
         waits.add_metric(name, view.waits)
         waited.add_metric(name, view.waited_s)

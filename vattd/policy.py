@@ -8,21 +8,21 @@ Pure: time is an argument, and pages are numbers here; which ones a tenant gets 
   or is refused. New ones (ADMIT) queue, in order within a tenant; between tenants in order of arrival too, but as if a
   wish had come `ageing_s` later for each share (by weight) that its tenant has already. So weights count, and no wish
   is passed by for ever.
-- For the first of them that lacks pages the free ones are gathered, for a bounded time; then the others may pass for a
-  while, then they are gathered again, and longer.
+- For the first of them that lacks pages the free ones are gathered, for a bounded time; then the others may pass for as
+  long, then they are gathered again, and longer.
+- What nobody needs yet (AHEAD) is refused while pages are gathered, or somebody of the same tenant queues.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-import math
-from collections import Counter, OrderedDict
-from collections.abc import Iterator
 
 from vatt.errors import LimitExceeded, PoolExhausted, VattError, WaitHopeless
+from vattd.gathering import gathering_phase
 from vattd.guarantee import MinMode
 from vattd.wish import Books, Party, Purpose, Timing, Waiting, Wish
+from vattd.wishes import Wishes
 
 # What a refused GROW wanted within its min is set aside for so long: the engine will ask again.
 CLAIM_S = 5.0
@@ -40,114 +40,57 @@ class Policy:
 
     def __init__(self, books: Books, timing: Timing) -> None:
         self._books, self._timing = books, timing
-        self._awarded: dict[tuple[str, str], Waiting] = {}  # in the order in which they are to be served
-        self._queues: dict[str, OrderedDict[tuple[str, str], Waiting]] = {}  # ADMITs, by tenant, in order of arrival
-        self._awarded_pages: Counter[str] = Counter()
-        self._queued_pages: Counter[str] = Counter()
-        self._leases_of: Counter[str] = Counter()  # by session
+        self.wishes = Wishes()
         self._claims: dict[str, tuple[int, float]] = {}  # by tenant: refused to a GROW within its min, and until when
         self._gathering: Waiting | None = None
         self._held_up: Waiting | None = None  # the first one that waits for pages of its own tenant
         self._numbers = itertools.count()
 
-    # Wishes
-
-    def __iter__(self) -> Iterator[Waiting]:
-        """All wishes, those with an award first. Copies, so that serving may change them."""
-        yield from list(self._awarded.values())
-        for queue in list(self._queues.values()):
-            yield from list(queue.values())
-
-    @property
-    def awarded(self) -> list[Waiting]:
-        return list(self._awarded.values())
-
-    @property
-    def has_queue(self) -> bool:
-        return bool(self._queues)
-
-    def find(self, key: tuple[str, str]) -> Waiting | None:
-        return self._awarded.get(key) or next((q[key] for q in self._queues.values() if key in q), None)
-
-    def count_of(self, session_id: str) -> int:
-        """How many wishes of a session wait."""
-        return self._leases_of[session_id]
-
-    def queued_pages(self, party: Party) -> int:
-        return self._queued_pages[party.name]
-
-    def queued(self, party: Party) -> list[Waiting]:
-        return list(self._queues.get(party.name, {}).values())
-
     def add(self, wish: Wish, party: Party, now_s: float) -> Waiting:
         """Take a wish in; `award` says what it gets. Raises what it is refused with at once."""
-        if self.find(wish.key) is not None:
-            raise ValueError(f"{wish} waits already")
         entry = Waiting(wish, party, now_s, next(self._numbers))
         hopeless = self._why_hopeless(entry)
         if hopeless is not None:
             raise hopeless
-        if wish.purpose is Purpose.GROW:
-            room = self.room(party, now_s)
-            if room < wish.min_page_count:
+        if wish.purpose is Purpose.ADMIT:
+            self.wishes.queue(entry)
+            return entry
+        room = self.room(party, now_s) if self._may_have_some(entry) else 0
+        if room < wish.min_page_count:
+            if wish.purpose is Purpose.GROW:
                 self._note_claim(entry, now_s)
-                raise PoolExhausted(wish.min_page_count, room)
-            self._award(entry, min(wish.page_count, room))
-        else:
-            self._queues.setdefault(party.name, OrderedDict())[wish.key] = entry
-            self._queued_pages[party.name] += wish.page_count
-        self._leases_of[wish.session_id] += 1
+            raise PoolExhausted(wish.min_page_count, room)
+        self._award(entry, min(wish.page_count, room))
         return entry
 
     def remove(self, entry: Waiting) -> None:
         """Forget a wish: it was served, or refused, or its session went away."""
-        key, name = entry.wish.key, entry.party.name
-        if self._awarded.pop(key, None) is not None:
-            self._awarded_pages[name] -= entry.awarded_pages
-        elif key in self._queues.get(name, ()):  # not one that `award` refused
-            self._unqueue(entry)
+        self.wishes.remove(entry)
         if self._gathering is entry:
             self._gathering = None
         if self._held_up is entry:
             self._held_up = None
-        self._leases_of[entry.wish.session_id] -= 1
-        for counter, which in ((self._awarded_pages, name), (self._leases_of, entry.wish.session_id)):
-            if not counter[which]:
-                del counter[which]
 
     def postpone(self, entry: Waiting) -> None:
         """The pages that were awarded cannot be made now: it waits again, at the head of its tenant's queue."""
-        del self._awarded[entry.wish.key]
-        self._awarded_pages[entry.party.name] -= entry.awarded_pages
-        entry.awarded_pages = 0
-        queue = self._queues.setdefault(entry.party.name, OrderedDict())
-        queue[entry.wish.key] = entry
-        queue.move_to_end(entry.wish.key, last=False)
-        self._queued_pages[entry.party.name] += entry.wish.page_count
+        self.wishes.postpone(entry)
 
     def award(self, now_s: float) -> list[tuple[Waiting, VattError]]:
         """Give wishes that queue what they may have now. Returns those whose time to wait is over, with the refusal:
-        they queue no more, and are to be removed."""
+        they are to be removed, and then `award` is to be called again."""
         self._award_heads(now_s)
-        refused = []
-        for entry in self._queued_all():
-            if not entry.wish.may_wait(now_s):
-                refused.append((entry, self._refusal(entry, now_s)))
-                self._unqueue(entry)
-        if refused:  # those behind them may have their turn
-            self._award_heads(now_s)
-        return refused
+        return [(entry, self._refusal(entry, now_s)) for entry in self.wishes.overdue(now_s)]
 
     def recheck(self) -> list[tuple[Waiting, VattError]]:
         """After a guarantee changed: wishes that can no longer be met, each with why.
 
         What a tenant was awarded above its new max queues again.
         """
-        for entry in self.awarded:
+        for entry in self.wishes.awarded:
             is_above = self.pages_of(entry.party) > self._ceiling(entry.party)
             if is_above and entry.wish.purpose is Purpose.ADMIT:
                 self.postpone(entry)
-        checked = [(entry, self._why_hopeless(entry)) for entry in self._queued_all()]
+        checked = [(entry, self._why_hopeless(entry)) for entry in self.wishes.queued()]
         return [(entry, error) for entry, error in checked if error is not None]
 
     # Figures
@@ -158,12 +101,12 @@ class Policy:
 
     def pages_of(self, party: Party) -> int:
         """What a tenant holds, and what is being made for it."""
-        return party.held_pages + self._awarded_pages[party.name]
+        return party.held_pages + self.wishes.awarded_pages(party)
 
     @property
     def free_pages(self) -> int:
         """Lent to nobody and awarded to nobody. Below 0 if the device lost memory to other programs."""
-        return self._books.capacity_pages - self._books.lent_pages - self._awarded_pages.total()
+        return self._books.capacity_pages - self._books.lent_pages - self.wishes.all_awarded_pages
 
     def set_aside(self, party: Party, now_s: float) -> int:
         """The pages that a tenant's min keeps from others now."""
@@ -179,7 +122,7 @@ class Policy:
         """
         claim, until_s = self._claims.get(party.name, (0, now_s))
         unused, queued = party.guarantee.min_pages - self.pages_of(party), 0
-        for entry in self._queues.get(party.name, {}).values():
+        for entry in self.wishes.queue_of(party):
             if queued + entry.wish.page_count > unused:
                 break
             queued += entry.wish.page_count
@@ -204,23 +147,25 @@ class Policy:
         return entry, max(0, self._hope(entry, now_s) - self.room(entry.party, now_s))
 
     def longest_wait_s(self, party: Party, now_s: float) -> float:
-        return max((now_s - entry.since_s for entry in self.queued(party)), default=0.0)
+        return max((now_s - entry.since_s for entry in self.wishes.queue_of(party)), default=0.0)
 
     def next_change_s(self, now_s: float) -> float | None:
         """When the next decision changes by itself: a wish's time is over, or a time to gather, or a claim."""
-        times_s = [entry.wish.deadline_s for entry in self._queued_all()]
-        times_s += [until_s for _, until_s in self._claims.values()]
+        times_s = [until_s for _, until_s in self._claims.values()]
+        deadline_s = self.wishes.next_deadline_s()
+        if deadline_s is not None:
+            times_s.append(deadline_s)
         if self._gathering is not None and self._gathering.gathered_since_s is not None:
             since_s = self._gathering.gathered_since_s
-            times_s.append(_phase(since_s, now_s, self._timing.head_hold_s)[1])
+            times_s.append(gathering_phase(since_s, now_s, self._timing.head_hold_s)[1])
         return min((time_s for time_s in times_s if time_s > now_s), default=None)
 
     # Inside
 
     def _award_heads(self, now_s: float) -> None:
         self._gathering = self._held_up = None
-        pages_a_weight = self._pages_a_weight() if len(self._queues) > 1 else 1.0  # who is alone is first
-        heads = [self._ranked(entry, pages_a_weight) for entry in self._heads()]
+        pages_a_weight = self._pages_a_weight() if self.wishes.queue_count > 1 else 1.0  # who is alone is first
+        heads = [self._ranked(entry, pages_a_weight) for entry in self.wishes.heads()]
         heapq.heapify(heads)
         aside_pages = self._aside_pages(now_s) if heads else (0, 0)
         closed = False  # to those above their min: pages are gathered for one ahead of them
@@ -231,7 +176,7 @@ class Policy:
                 closed = closed or self._gathers_for(entry, is_promised, now_s)
                 continue
             aside_pages = self._aside_pages(now_s)
-            follower = next(iter(self._queues.get(entry.party.name, {}).values()), None)
+            follower = self.wishes.head_of(entry.party)
             if follower is not None:
                 heapq.heappush(heads, self._ranked(follower, pages_a_weight))
 
@@ -280,11 +225,10 @@ class Policy:
     def _is_within_min(self, entry: Waiting) -> bool:
         return self.pages_of(entry.party) + entry.wish.page_count <= entry.party.guarantee.min_pages
 
-    def _heads(self) -> list[Waiting]:
-        return [next(iter(queue.values())) for queue in self._queues.values()]
-
-    def _queued_all(self) -> list[Waiting]:
-        return [entry for queue in self._queues.values() for entry in queue.values()]
+    def _may_have_some(self, entry: Waiting) -> bool:
+        """May it have pages now at all? What is only wanted ahead must not be somebody's that waits for pages."""
+        is_needed = entry.wish.purpose is not Purpose.AHEAD
+        return is_needed or (self._gathering is None and self.wishes.head_of(entry.party) is None)
 
     def _ranked(self, entry: Waiting, pages_a_weight: float) -> tuple[bool, float, int, Waiting]:
         """Lower is served first: promises, then by age, later for each share that the tenant has beyond its min."""
@@ -297,7 +241,7 @@ class Policy:
     def _pages_a_weight(self) -> float:
         """What all mins leave, for each weight of those that hold or want pages; at least a page."""
         parties = {party.name: party for party in self._books.holding()}
-        parties.update((entry.party.name, entry.party) for entry in (*self._heads(), *self._awarded.values()))
+        parties.update((entry.party.name, entry.party) for entry in (*self.wishes.heads(), *self.wishes.awarded))
         rest = self._books.limit_pages - sum(party.guarantee.min_pages for party in self._books.promised())
         return max(1.0, rest / sum(party.guarantee.weight for party in parties.values()))
 
@@ -306,7 +250,6 @@ class Policy:
         wish, room = entry.wish, self._room(entry.party, aside_pages, now_s)
         if room < wish.min_page_count or (wish.may_wait(now_s) and room < self._hope(entry, now_s, room)):
             return False
-        self._unqueue(entry)
         self._award(entry, min(room, wish.page_count))
         return True
 
@@ -328,7 +271,7 @@ class Policy:
         self._gathering = entry
         if entry.gathered_since_s is None:
             entry.gathered_since_s = now_s
-        return _phase(entry.gathered_since_s, now_s, self._timing.head_hold_s)[0]
+        return gathering_phase(entry.gathered_since_s, now_s, self._timing.head_hold_s)[0]
 
     def _hope(self, entry: Waiting, now_s: float, room: int = 0) -> int:
         """What a wish waits for: all of it, or as much as there could be. It is known to have this room."""
@@ -347,18 +290,8 @@ class Policy:
         )
 
     def _award(self, entry: Waiting, page_count: int) -> None:
-        entry.awarded_pages = page_count
-        self._awarded[entry.wish.key] = entry
-        self._awarded_pages[entry.party.name] += page_count
+        self.wishes.award(entry, page_count)
         self._spend_claim(entry.party, page_count)
-
-    def _unqueue(self, entry: Waiting) -> None:
-        name = entry.party.name
-        queue = self._queues[name]
-        del queue[entry.wish.key]
-        self._queued_pages[name] -= entry.wish.page_count
-        if not queue:
-            del self._queues[name], self._queued_pages[name]
 
     def _refusal(self, entry: Waiting, now_s: float) -> VattError:
         self._note_claim(entry, now_s)
@@ -375,21 +308,3 @@ class Policy:
             claim, until_s = self._claims.pop(party.name)
             if claim > page_count:
                 self._claims[party.name] = (claim - page_count, until_s)
-
-
-def _phase(since_s: float, now_s: float, hold_s: float) -> tuple[bool, float]:
-    """Are pages gathered now, for a wish for which that began at `since_s`, and until when is that so?
-
-    The first time for `hold_s`, then longer by as much each time, with a recess of `hold_s` after each. So others pass
-    again and again, and however slowly pages come back, one time is long enough.
-    """
-    if hold_s == 0:
-        return False, math.inf
-
-    def begin_s(number: int) -> float:  # of that time: after 0, 2, 5, 9, ... holds
-        return since_s + hold_s * ((number - 1) * (number + 2) // 2)
-
-    number = int((math.sqrt(9 + 8 * (now_s - since_s) / hold_s) - 1) / 2)
-    number += begin_s(number + 1) <= now_s  # lest rounding gives a time that is over
-    end_s = begin_s(number) + number * hold_s
-    return (True, end_s) if now_s < end_s else (False, begin_s(number + 1))

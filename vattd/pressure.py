@@ -6,17 +6,42 @@ Pure: it reads the ledger and the policy, and keeps the asks.
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from vatt.errors import SessionUnknown
 from vattd.guarantee import MinMode
-from vattd.ledger import Ledger, Tenant
 from vattd.policy import Policy
 from vattd.reclaim import ASK_AGAIN_S, Ask, Reason, Reclaims, Request
 from vattd.share_out import Holder
 from vattd.snapshot import SessionView
+from vattd.wish import Party
+
+# A process ends within a moment of SIGKILL, unless it hangs in the kernel: after this its pages are missed again.
+DYING_S = 2.0
+
+
+class Holdings(Protocol):
+    """The ledger, as far as it is read here."""
+
+    @property
+    def page_size_bytes(self) -> int: ...
+    @property
+    def capacity_pages(self) -> int:
+        """What could be lent at one time now."""
+
+    @property
+    def max_pages(self) -> int:
+        """The pool's limit."""
+
+    def limited(self) -> Iterable[Party]:
+        """Tenants with a max."""
+
+    def tenant_of(self, session_id: str) -> Party:
+        """Raises SessionUnknown."""
+
+    def session_views(self) -> Iterable[SessionView]: ...
 
 
 class PromiseState(enum.Enum):
@@ -54,7 +79,7 @@ class Pressure:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Holdings,
         policy: Policy,
         reclaims: Reclaims,
         listens: Callable[[str], bool],
@@ -62,7 +87,8 @@ class Pressure:
         """`listens` says whether a session's stream is up, so that it can be told."""
         self.reclaims = reclaims
         self._ledger, self._policy, self._listens = ledger, policy, listens
-        self._killed: set[str] = set()
+        self._killed: dict[str, float] = {}  # sessions, and when
+        self._unkillable: set[str] = set()
         self._is_draining = False
         self._leaving: set[str] = set()  # sessions that an operator asked to leave
 
@@ -91,12 +117,19 @@ class Pressure:
             ]
             reclaims.want(Reason.QUEUE, missing, queue, now_s)
         held = {view.session_id: view.leased_pages for view in self._ledger.session_views()}
-        dying_pages = sum(held.get(session_id, 0) for session_id in self._killed)  # theirs come back in a moment
-        victim = reclaims.to_kill(self._may_kill, now_s) if gap > dying_pages else None
-        if victim is not None:
-            self._killed.add(victim.session_id)
-            reclaims.counts.killed += 1
+        dying = [session_id for session_id, killed_s in self._killed.items() if now_s < killed_s + DYING_S]
+        is_enough = gap <= sum(held.get(session_id, 0) for session_id in dying)  # theirs come back in a moment
+        victim = None if is_enough else reclaims.to_kill(self._may_kill, now_s)
         return Review(reclaims.take_requests(held, now_s), ignored, victim)
+
+    def note_killed(self, session_id: str, now_s: float) -> None:
+        """The victim of a review has been sent SIGKILL."""
+        self._killed[session_id] = now_s
+        self.reclaims.counts.killed += 1
+
+    def note_unkillable(self, session_id: str) -> None:
+        """The kernel refuses to end that victim: another one has to be found."""
+        self._unkillable.add(session_id)
 
     def ask_all(self, now_s: float) -> None:
         """An operator wants what no request uses: ask every session for it."""
@@ -129,10 +162,11 @@ class Pressure:
 
     def session_ended(self, session_id: str) -> None:
         self.reclaims.ended(session_id)
-        self._killed.discard(session_id)
+        self._killed.pop(session_id, None)
+        self._unkillable.discard(session_id)
         self._leaving.discard(session_id)
 
-    def promise_of(self, tenant: Tenant, now_s: float) -> PromiseView:
+    def promise_of(self, tenant: Party, now_s: float) -> PromiseView:
         """How far the tenant's min is kept now."""
         policy, guarantee = self._policy, tenant.guarantee
         unused = max(0, guarantee.min_pages - policy.pages_of(tenant))
@@ -146,25 +180,29 @@ class Pressure:
         deadline_s, late = self.reclaims.promise_state(now_s)
         if deadline_s is not None:
             return PromiseView(PromiseState.PENDING, missing, lent, deadline_s)
-        if not late and self._ledger.capacity_pages < self._ledger.stock.max_pages:
+        if not late and self._ledger.capacity_pages < self._ledger.max_pages:
             late = ["device"]
         state = PromiseState.BROKEN if late else PromiseState.PENDING
         return PromiseView(state, missing, lent, broken_by=tuple(late))
 
     def next_change_s(self, now_s: float) -> float | None:
+        times_s = [killed_s + DYING_S for killed_s in self._killed.values()]
+        change_s = self.reclaims.next_change_s(now_s)
+        if change_s is not None:
+            times_s.append(change_s)
         if self._is_draining or self._leaving:  # what is idle is another with every report
-            return min(now_s + ASK_AGAIN_S, self.reclaims.next_change_s(now_s) or math.inf)
-        return self.reclaims.next_change_s(now_s)
+            times_s.append(now_s + ASK_AGAIN_S)
+        return min((time_s for time_s in times_s if time_s > now_s), default=None)
 
     def _is_being_kept(self) -> bool:
         """Are pages being made for a tenant with a min? If they cannot be, they are missing as before, and whoever was
         asked for them has had its time."""
-        return any(entry.party.guarantee.min_pages for entry in self._policy.awarded)
+        return any(entry.party.guarantee.min_pages for entry in self._policy.wishes.awarded)
 
-    def _above_min(self, tenant: Tenant) -> int:
+    def _above_min(self, tenant: Party) -> int:
         return max(0, tenant.held_pages - tenant.guarantee.min_pages)
 
-    def _over_max(self, tenant: Tenant) -> int:
+    def _over_max(self, tenant: Party) -> int:
         most = tenant.guarantee.max_pages
         return 0 if most is None else max(0, tenant.held_pages - most)
 
@@ -173,13 +211,14 @@ class Pressure:
             tenant = self._ledger.tenant_of(session_id)
         except SessionUnknown:
             return False
-        return session_id not in self._killed and self._above_min(tenant) > 0
+        is_left = session_id not in self._killed and session_id not in self._unkillable
+        return is_left and self._above_min(tenant) > 0
 
-    def _holders(self, spare: Callable[[Tenant], int]) -> Iterable[Holder]:
+    def _holders(self, spare: Callable[[Party], int]) -> Iterable[Holder]:
         """Sessions of tenants that have something to spare."""
         return list(self._find_holders(spare))
 
-    def _find_holders(self, spare: Callable[[Tenant], int]) -> Iterator[Holder]:
+    def _find_holders(self, spare: Callable[[Party], int]) -> Iterator[Holder]:
         for view in self._ledger.session_views():
             tenant = self._ledger.tenant_of(view.session_id)
             spare_pages = spare(tenant)

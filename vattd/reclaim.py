@@ -159,19 +159,14 @@ class Reclaims:
         for ask in self._all():
             self._cut(ask, held_pages.get(ask.session_id, 0))
         requests = []
-        for session_id in sorted(self._told):
+        for session_id in sorted(self._told | self._untold()):
             asks = [ask for ask in self.of(session_id) if ask.answered_s is None]
-            # Idle pages that somebody would like are not to be had from running requests: those are not told of then.
-            deepest_depth = max((ask.depth for ask in asks), default=Depth.IDLE)
-            wanted = sum(ask.page_count for ask in asks if ask.depth is deepest_depth)
-            pages = min(wanted, held_pages.get(session_id, 0))
+            # Idle pages that somebody would like are not to be had from running requests: they are told of later.
+            depth = max((ask.depth for ask in asks), default=Depth.IDLE)
+            asks = [ask for ask in asks if ask.depth is depth]
+            pages = min(sum(ask.page_count for ask in asks), held_pages.get(session_id, 0))
             if pages:
-                self._last_id += 1
-                for ask in asks:
-                    ask.reclaim_id = self._last_id
-                deepest = max(asks, key=lambda ask: ask.depth)
-                within_s = min((ask.answer_by_s for ask in asks if ask.is_live(now_s)), default=now_s) - now_s
-                requests.append(Request(self._last_id, session_id, pages, deepest.depth, within_s, deepest.reason))
+                requests.append(self._tell(session_id, asks, pages, now_s))
         self._told.clear()
         return requests
 
@@ -195,7 +190,7 @@ class Reclaims:
                 ask.answered_s = now_s
                 if not ask.was_ignored:
                     self.counts.answered += 1
-                if ask.reason is Reason.OPERATOR:  # it is for the operator to ask again
+                if ask.reason is Reason.OPERATOR:
                     self._forget(ask)
 
     def ended(self, session_id: str) -> None:
@@ -205,10 +200,14 @@ class Reclaims:
     def note_ignored(self, now_s: float) -> list[Ask]:
         """Asks whose time went by without an answer, each once."""
         ignored = [
-            ask for ask in self._all() if not ask.was_ignored and ask.answered_s is None and now_s >= ask.answer_by_s
+            ask
+            for ask in self._all()
+            if ask.reclaim_id and not ask.was_ignored and ask.answered_s is None and now_s >= ask.answer_by_s
         ]
         for ask in ignored:
             ask.was_ignored = True
+            if ask.reason is Reason.OPERATOR:  # it is for the operator to ask again
+                self._forget(ask)
         self.counts.ignored += len(ignored)
         return ignored
 
@@ -249,8 +248,25 @@ class Reclaims:
     def _for(self, reason: Reason) -> list[Ask]:
         return [ask for ask in self._all() if ask.reason is reason]
 
+    def _untold(self) -> set[str]:
+        """Sessions that are asked for something, and were told of nothing that they have not answered."""
+        waiting = [ask for ask in self._all() if ask.answered_s is None]
+        return {ask.session_id for ask in waiting} - {ask.session_id for ask in waiting if ask.reclaim_id}
+
+    def _tell(self, session_id: str, asks: list[Ask], page_count: int, now_s: float) -> Request:
+        self._last_id += 1
+        for ask in asks:
+            if not ask.reclaim_id:  # its time runs from when the session is told
+                ask.answer_by_s = now_s + self.within_s
+            ask.reclaim_id = self._last_id
+        within_s = min((ask.answer_by_s for ask in asks if ask.is_live(now_s)), default=now_s) - now_s
+        return Request(self._last_id, session_id, page_count, asks[0].depth, within_s, asks[0].reason)
+
     def _may_ask(self, session_id: str, reason: Reason, now_s: float) -> bool:
-        """Not who was asked and did not answer: pages will not come sooner by asking again."""
+        """Not who was asked and did not answer: pages will not come sooner by asking again. Nor for idle ones who is to
+        give what it runs with."""
+        if any(ask.answered_s is None and ask.depth > reason.depth for ask in self.of(session_id)):
+            return False
         return all(
             ask.is_live(now_s)
             or (ask.answered_s is not None and (ask.depth < reason.depth or now_s >= ask.answered_s + ASK_AGAIN_S))

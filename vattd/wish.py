@@ -19,6 +19,7 @@ SHORTEST_HOLD_S = 0.001
 class Purpose(enum.Enum):
     ADMIT = "admit"  # a new request: may queue
     GROW = "grow"  # a running one: it holds pages, so it must never wait for others to return theirs
+    AHEAD = "ahead"  # nobody needs them yet: only what nobody else waits for
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class Account:
 
 
 class Accounts:
-    """All accounts of one pool: vattd.policy.Books, and what vattd.pressure.Pressure reads of the ledger.
+    """All accounts of one pool: vattd.wish.Books for the policy, and vattd.pressure.Holdings.
 
     Invariant: `lent_pages` is what the accounts hold in all, and never above `capacity_pages`.
     """
@@ -36,7 +36,7 @@ class Accounts:
     page_size_bytes = PAGE_SIZE_BYTES
 
     def __init__(self, capacity_pages: int, accounts: Iterable[Account]) -> None:
-        self.capacity_pages = self.limit_pages = capacity_pages
+        self.capacity_pages = self.limit_pages = self.max_pages = capacity_pages
         self.lent_pages = 0
         self._accounts = {account.name: account for account in accounts}
         self._promised = [account for account in self._accounts.values() if account.guarantee.min_pages]

@@ -6,11 +6,10 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 from benchmarks.tenancy.account import Account, Accounts
 from vatt.errors import PoolExhausted, WaitHopeless
-from vattd.ledger import Ledger
 from vattd.policy import Policy
 from vattd.pressure import Pressure
 from vattd.reclaim import Reclaims
@@ -60,8 +59,7 @@ class VattdPool:
         self.accounts = Accounts(capacity_pages, accounts)
         self.policy = Policy(self.accounts, timing)
         self.reclaims = Reclaims(RECLAIM_WITHIN_S, kill_after_s=None)
-        # Pressure is made for the Ledger; of what it reads there, Accounts has the same.
-        self._pressure = Pressure(cast(Ledger, self.accounts), self.policy, self.reclaims, lambda _: True)
+        self._pressure = Pressure(self.accounts, self.policy, self.reclaims, lambda _: True)
         self._asks: dict[str, Ask] = {}  # by request id
         self._hopeless: list[Ask] = []
         self._told: dict[str, int] = {}  # by account: the last request to give pages back
@@ -102,9 +100,9 @@ class VattdPool:
             again, self._hopeless = self._hopeless, []
             for ask in again:
                 self._queue(ask, now_s)
-        if self.policy.has_queue:
+        if self.policy.wishes.has_queue:
             self.policy.award(now_s)
-            for entry in self.policy.awarded:
+            for entry in self.policy.wishes.awarded:
                 ask = self._asks.pop(entry.wish.request_id)
                 self.policy.remove(entry)
                 self.accounts.lend(ask.account, ask.page_count)

@@ -14,21 +14,21 @@ from typing import Any, TypeVar, cast
 
 from tests.vattd.fake_driver import FakeDriver
 from vatt.errors import (
-    LeaseCancelled,
     LimitExceeded,
     OutOfMemory,
     PoolExhausted,
-    SessionUnknown,
     VattError,
     WaitHopeless,
 )
 from vatt.pages import Extent
 from vatt.usage import Usage
 from vattd.driver_thread import DriverThread, Urgency
+from vattd.gathering import gathering_phase
 from vattd.guarantee import Access, Guarantee, MinMode
 from vattd.ledger import Ledger, PageRun, Tenant
-from vattd.policy import Policy, _phase
-from vattd.pressure import Pressure, PromiseState, Review
+from vattd.lending import Answer, Lending
+from vattd.policy import Policy
+from vattd.pressure import DYING_S, Pressure, PromiseState, Review
 from vattd.reclaim import Reason, Reclaims, Request
 from vattd.share_out import Depth
 from vattd.stock import Stock
@@ -44,6 +44,7 @@ UID = 1000
 ACCESS = Access(frozenset({UID}))
 PAGE_SIZE = 1 << 20  # two pages are a slice of background work
 KILL_S = 0.2  # at most so long lives a process after SIGKILL
+HANG_S = 9.0  # unless it hangs
 MAX_TURNS = 300  # of one event: more are a busy loop
 
 
@@ -57,6 +58,17 @@ class Manner(enum.Enum):
 
 
 ANY_MANNER = list(Manner)
+
+
+class Killing(enum.Enum):
+    """What SIGKILL does to an engine."""
+
+    ENDS_IT = "ends it"
+    IS_REFUSED = "the kernel refuses it: the process is another user's"
+    HANGS = "the process ends late: it hangs in the kernel"
+
+
+ANY_KILLING = [Killing.ENDS_IT] * 8 + [Killing.IS_REFUSED, Killing.HANGS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +92,13 @@ class Setting:
         """How long the oldest wish waits at most where that is bounded; H is head_hold_s, L is life_s.
 
         After L its tenant holds nothing, so that it is first. Pages come back within L of when gathering begins, so the
-        first time to gather that is as long is enough: the k-th lasts k H, k = ceil(L/H), and begins after
-        H (k - 1)(k + 2) / 2. If it became first in the midst of a time that is over too soon, L + H more go by until
-        the next, which is longer.
+        first time to gather that is as long is enough: the k-th lasts k H, k = ceil(L/H), and begins after H k (k - 1).
+        If it became first in the midst of a time that is over too soon, that one and the recess after it, of L + H at
+        most each, go by until the next, which is longer.
         """
         hold_s, life_s = self.head_hold_s, self.life_s
         k = math.ceil(life_s / hold_s)
-        return life_s + hold_s * (k - 1) * (k + 2) / 2 + (life_s + hold_s) + life_s
+        return life_s + hold_s * k * (k - 1) + 2 * (life_s + hold_s) + life_s
 
 
 @dataclass(slots=True, eq=False)
@@ -102,11 +114,17 @@ class Engine:
     session_id: str
     tenant: Tenant
     manner: Manner
+    killing: Killing
     requests: list[Running] = field(default_factory=list)
     idle: list[PageRun] = field(default_factory=list)
     listens: bool = True
-    is_dying: bool = False
+    killed_s: float | None = None
+    was_spared: bool = False  # SIGKILL was refused
     has_ended: bool = False
+
+    @property
+    def is_dying(self) -> bool:
+        return self.killed_s is not None
 
     @property
     def idle_pages(self) -> int:
@@ -142,7 +160,11 @@ class WatchedPolicy(Policy):
             assert self.free_pages >= hard + soft, "above its min with what another one's min lacks"
         self.award_count += 1
 
-    award_count = 0
+    def postpone(self, entry: Waiting) -> None:
+        super().postpone(entry)
+        self.postponed_count += 1
+
+    award_count = postponed_count = 0
     now_s: Callable[[], float]
 
 
@@ -167,7 +189,7 @@ class _Thread:
 
 
 class World:
-    """`turn` and what it calls is Pool's loop, line by line, without asyncio."""
+    """`turn` is the loop of `Pool.run`, without asyncio."""
 
     def __init__(self, setting: Setting, rng: Random) -> None:
         self.setting, self.rng = setting, rng
@@ -184,6 +206,7 @@ class World:
         self.policy.now_s = lambda: self.now_s
         self.reclaims = Reclaims(setting.within_s, setting.kill_after_s)
         self.pressure = Pressure(self.ledger, self.policy, self.reclaims, self._listens)
+        self.lending = Lending(self.ledger, self.policy, self.pressure, self.workshop, self.upkeep, self._answer)
         self.engines: dict[str, Engine] = {}
         self.under_way: Slice | None = None
         self.counts: Counter[str] = Counter()
@@ -194,7 +217,8 @@ class World:
         self._promised_since_s: dict[tuple[str, str], float] = {}  # heads within their min
         self._oldest: tuple[Waiting | None, float] = (None, self.now_s)
         self._hard_is_held = True
-        self._has_refused = False  # that leaves room for others: Pool's loop goes round once more
+        self._has_postponed = False  # it would be awarded the same pages at once: the pool sleeps first
+        self._has_refused = False  # that leaves room for others: the loop goes round once more
         self.is_over = False
 
     # What engines and operators do
@@ -202,26 +226,28 @@ class World:
     def attach(self, tenant: str, manner: Manner) -> Engine:
         self._count += 1
         session_id = f"s{self._count}"
-        self.ledger.open_session(session_id, tenant, UID)
-        engine = Engine(session_id, self.ledger.tenant_of(session_id), manner)
+        self.lending.open_session(session_id, tenant, UID)
+        engine = Engine(session_id, self.ledger.tenant_of(session_id), manner, self.rng.choice(ANY_KILLING))
         self.engines[session_id] = engine
-        self.upkeep.tend(engine.tenant)
         self.turn()
         return engine
 
     def admit(self, engine: Engine, page_count: int, fewest: int, wait_s: float) -> None:
-        self._ask(engine, page_count, fewest, wait_s, None)
+        self._ask(engine, page_count, fewest, wait_s, None, Purpose.ADMIT)
 
     def grow(self, engine: Engine, page_count: int, fewest: int) -> None:
         if engine.requests:
-            self._ask(engine, page_count, fewest, 0.0, self.rng.choice(engine.requests))
+            self._ask(engine, page_count, fewest, 0.0, self.rng.choice(engine.requests), Purpose.GROW)
+
+    def want_ahead(self, engine: Engine, page_count: int) -> None:
+        """Pages that no request needs yet."""
+        self._ask(engine, page_count, 1, 0.0, None, Purpose.AHEAD)
 
     def cancel(self, engine: Engine) -> None:
         """The oldest wish of this engine."""
         for asked in self._asked.values():
             if asked.engine is engine:
-                self.ledger.cancel(engine.session_id, asked.entry.wish.request_id)
-                self._answer(asked.entry, LeaseCancelled("cancelled"))
+                self.lending.cancel(engine.session_id, asked.entry.wish.request_id)
                 break
         self.turn()
 
@@ -238,9 +264,7 @@ class World:
         self.turn()
 
     def give_back(self, engine: Engine, runs: list[PageRun]) -> None:
-        returned = self.ledger.give_back(engine.session_id, runs)
-        assert returned == _pages(runs)
-        self.reclaims.returned(engine.session_id, returned)
+        assert self.lending.give_back(engine.session_id, runs) == _pages(runs)
         self._report(engine)
 
     def end(self, engine: Engine, *, unmapped: bool) -> None:
@@ -248,15 +272,13 @@ class World:
             return
         engine.has_ended = True
         del self.engines[engine.session_id]
-        self.ledger.end_session(engine.session_id, unmapped=unmapped)
-        self.pressure.session_ended(engine.session_id)
-        self._answer_all(lambda wish: wish.session_id == engine.session_id, SessionUnknown("it has ended"))
+        self.lending.end_session(engine.session_id, unmapped=unmapped)
         self.turn()
 
     def fence(self, engine: Engine) -> None:
         """Its stream breaks."""
         engine.listens = False
-        self._answer_all(lambda wish: wish.session_id == engine.session_id, SessionUnknown("fenced"))
+        self.lending.fence(engine.session_id)
         self._disturb()
         self.turn()
 
@@ -270,14 +292,9 @@ class World:
     def configure(self, tenant: str, guarantee: Guarantee | None) -> None:
         """None: it has none any more. The caller sees to it that the mins fit."""
         if guarantee is None:
-            self.ledger.unconfigure(tenant)
+            self.lending.unconfigure(tenant)
         else:
-            self.ledger.configure(tenant, guarantee, ACCESS)
-        for entry, error in self.policy.recheck():
-            self._answer(entry, error)
-        found = self.ledger.tenant(tenant)
-        if found is not None:
-            self.upkeep.tend(found)
+            self.lending.configure(tenant, guarantee, ACCESS)
         self._hard_is_held = False
         self._disturb()
         self.turn()
@@ -334,20 +351,20 @@ class World:
         assert not self._asked, "a wait never ended"
         self.check()
         policy = self.policy
-        leftovers = (policy._awarded, policy._queues, policy._awarded_pages, policy._queued_pages, policy._leases_of)
-        assert not any(leftovers), f"left over: {leftovers}"
+        leftovers = [name for name, value in vars(policy.wishes).items() if name != "_deadlines" and value]
+        assert not leftovers, f"left over: {leftovers}"
+        assert policy.wishes.next_deadline_s() is None
         if not any(engine.held_pages for engine in self.engines.values()):
             self.advance(10.0)
             assert not self.reclaims, "somebody who holds nothing is asked for pages"
 
-    # Pool's loop
+    # The loop
 
     def turn(self) -> None:
         for _ in range(MAX_TURNS):
             if self.under_way is not None:
                 return
-            self._has_refused = False
-            self._serve()
+            self.lending.serve(self.now_s)
             for zone in self.ledger.forget_empty_tenants():
                 self.device.drop_zone(zone)
             work = self._next_slice()
@@ -371,33 +388,19 @@ class World:
         _run(self.workshop.do(work, lambda: self.now_s))
         self.turn()
 
-    def _serve(self) -> None:
-        for entry, error in self.policy.award(self.now_s):
-            self._answer(entry, error)
-        for entry in self.policy.awarded:
-            if self.ledger.shelf(entry.wish.session_id).ready_pages >= entry.awarded_pages:
-                self._grant(entry, entry.awarded_pages)
-
     def _next_slice(self) -> Slice | None:
-        for entry in self.policy.awarded:
-            shelf, wish = self.ledger.shelf(entry.wish.session_id), entry.wish
-            work = self.workshop.slice_for(shelf, entry.awarded_pages - shelf.ready_pages, self.now_s)
-            if work is not None:
-                return work
+        self._has_refused, postponed = False, self.policy.postponed_count
+        work = self.lending.next_slice(self.now_s)
+        self._has_postponed = self.policy.postponed_count > postponed
+        if self._has_refused or self._has_postponed:
             assert self.is_device_short or not self._hard_is_held, "awarded what cannot be made, on a sound device"
-            if wish.may_wait(self.now_s):
-                self.policy.postpone(entry)
-            elif shelf.ready_pages >= wish.min_page_count:
-                self._grant(entry, shelf.ready_pages)
-            else:
-                self._answer(entry, PoolExhausted(wish.min_page_count, shelf.ready_pages))
-        wanted = next((self.ledger.shelf(entry.wish.session_id) for entry in self.policy), None)
-        return self.upkeep.next_slice(wanted, self.now_s)
+        return work
 
     def _press(self) -> None:
-        dying_pages = sum(engine.held_pages for engine in self.engines.values() if engine.is_dying)
+        dying = [e for e in self.engines.values() if e.killed_s is not None and self.now_s < e.killed_s + DYING_S]
+        dying_pages = sum(engine.held_pages for engine in dying)
         asked_s = {ask.session_id: ask.asked_s for ask in reversed(self._asks(Reason.PROMISE))}  # the first of each
-        review = self.pressure.review(self.now_s)
+        review = self.lending.review(self.now_s)
         self._check_asks(review)
         for request in review.requests:
             self.counts["requests"] += 1
@@ -406,18 +409,7 @@ class World:
             self._check_victim(review.victim.session_id, dying_pages, asked_s)
             self._kill(self.engines[review.victim.session_id])
 
-    def _grant(self, entry: Waiting, page_count: int) -> None:
-        wish = entry.wish
-        try:
-            runs = self.ledger.lease(wish.session_id, wish.request_id, page_count, wish.min_page_count)
-        except VattError as error:
-            self._answer(entry, error)
-            return
-        assert page_count == _pages(runs)
-        self._answer(entry, runs)
-
-    def _answer(self, entry: Waiting, answer: tuple[PageRun, ...] | VattError) -> None:
-        self.policy.remove(entry)
+    def _answer(self, entry: Waiting, answer: Answer) -> None:
         asked = self._asked.pop(entry.wish.key)
         if isinstance(answer, VattError):
             self._has_refused = True
@@ -426,6 +418,11 @@ class World:
         self.counts[f"granted {entry.wish.purpose.value}"] += 1
         self.counts["waited"] += self.now_s > entry.since_s
         engine, request = asked.engine, asked.request
+        if entry.wish.purpose is Purpose.AHEAD:
+            engine.idle += answer
+            self._report(engine)
+            self._at(self.now_s + self.setting.life_s * self.rng.random(), lambda: self._lets_go(engine, list(answer)))
+            return
         if request is None or request not in engine.requests:
             request = Running(self.now_s + self.setting.life_s * self.rng.random())
             engine.requests.append(request)
@@ -434,49 +431,51 @@ class World:
         request.runs += answer
         self._report(engine)
 
-    def _answer_all(self, chosen: Callable[[Wish], bool], error: VattError) -> None:
-        for entry in self.policy:
-            if chosen(entry.wish):
-                self._answer(entry, error)
-
     def wake_s(self) -> float:
         """When the pool looks again without anything happening."""
         if self.under_way is not None:
             return math.inf
-        retry_s = self.workshop.retry_s if self.workshop.shortage is not None else None
-        now_s = self.now_s
-        times_s = [self.policy.next_change_s(now_s), self.pressure.next_change_s(now_s), retry_s]
-        times_s.append(self.upkeep.next_change_s())
-        return min((time_s for time_s in times_s if time_s is not None and time_s > now_s), default=math.inf)
+        change_s = self.lending.next_change_s(self.now_s)
+        return math.inf if change_s is None else change_s
 
     # Engines
 
-    def _ask(self, engine: Engine, page_count: int, fewest: int, wait_s: float, request: Running | None) -> None:
+    def _ask(
+        self,
+        engine: Engine,
+        page_count: int,
+        fewest: int,
+        wait_s: float,
+        request: Running | None,
+        purpose: Purpose,
+    ) -> None:
         if engine.has_ended or not engine.listens or self.is_over:
             return
         self._count += 1
-        purpose = Purpose.ADMIT if request is None else Purpose.GROW
         wish = Wish(
             engine.session_id, f"r{self._count}", page_count, min(fewest, page_count), purpose, self.now_s + wait_s
         )
-        self.upkeep.tend(engine.tenant)
         is_due = self._is_due_by_hard_min(engine.tenant, wish)
         hopeless = self._why_hopeless(engine.tenant, wish)
-        before = self._fingerprint()
+        before, claims = self._fingerprint(), dict(self.policy._claims)
+        is_taken = purpose is Purpose.AHEAD and (self.policy._gathering or self.policy.wishes.head_of(engine.tenant))
         try:
-            entry = self.policy.add(wish, engine.tenant, self.now_s)
-        except (PoolExhausted, LimitExceeded) as error:
-            reason = type(error)
+            entry = self.lending.take_in(wish, self.now_s)
+        except (PoolExhausted, LimitExceeded, OutOfMemory) as refusal:
+            reason = type(refusal)
             assert self._fingerprint() == before, "a refusal changed something"
-            assert reason is (hopeless or PoolExhausted)
-            assert hopeless is not None or purpose is Purpose.GROW
+            is_short = reason is PoolExhausted or refusal is self.workshop.shortage
+            assert reason is hopeless or (hopeless is None and is_short)
+            assert purpose is not Purpose.AHEAD or self.policy._claims == claims
+            assert hopeless is not None or purpose is not Purpose.ADMIT
             assert not is_due, f"refused within a hard min: {wish}"
             self.counts[f"refused {purpose.value} at once"] += 1
             self.turn()
             return
         assert hopeless is None, f"{wish} can never be met"
+        assert not is_taken, "lent ahead of need what somebody waits for"
         self._asked[wish.key] = _Asked(engine, entry, request)
-        self._serve()
+        self.lending.serve(self.now_s)
         if is_due:
             assert entry.awarded_pages == page_count, f"not granted at once within a hard min: {wish}"
             self.counts["due by a hard min"] += 1
@@ -529,9 +528,16 @@ class World:
         self.turn()
 
     def _kill(self, engine: Engine) -> None:
+        if engine.killing is Killing.IS_REFUSED:
+            assert not engine.was_spared, "tried again"
+            engine.was_spared = True
+            self.pressure.note_unkillable(engine.session_id)
+            return
         self.counts["killed"] += 1
-        engine.is_dying = True
-        self._at(self.now_s + KILL_S * self.rng.random(), lambda: self.end(engine, unmapped=False))
+        self.pressure.note_killed(engine.session_id, self.now_s)
+        engine.killed_s = self.now_s
+        lives_s = KILL_S * self.rng.random() if engine.killing is Killing.ENDS_IT else HANG_S
+        self._at(self.now_s + lives_s, lambda: self.end(engine, unmapped=False))
 
     def _report(self, engine: Engine) -> None:
         used = engine.held_pages - engine.idle_pages
@@ -559,19 +565,7 @@ class World:
         for engine in self.engines.values():
             held[engine.tenant.name] += engine.held_pages
         assert stock.lent_pages == held.total()
-        awarded: Counter[str] = Counter()
-        queued: Counter[str] = Counter()
-        sessions: Counter[str] = Counter()
-        for entry in policy:
-            sessions[entry.wish.session_id] += 1
-            if entry.awarded_pages:
-                awarded[entry.party.name] += entry.awarded_pages
-            else:
-                queued[entry.party.name] += entry.wish.page_count
-        assert policy._leases_of == sessions
-        assert policy._queued_pages == queued
-        assert +policy._awarded_pages == awarded
-        assert all(page_count >= 0 for page_count in policy._awarded_pages.values())
+        awarded = self._check_wishes()
         assert policy.free_pages == stock.capacity_pages - held.total() - awarded.total()
         assert policy.free_pages >= 0 or self.is_device_short, "more is awarded than there is"
         for tenant in self.tenants:
@@ -583,6 +577,29 @@ class World:
             self._check_waits()
             if not self.is_device_short:  # else one may have been postponed, since its pages cannot be made now
                 self._check_heads()
+
+    def _check_wishes(self) -> Counter[str]:
+        """Each is found where it should be, and the counters are right. Returns what is awarded to tenants."""
+        wishes = self.policy.wishes
+        awarded: Counter[str] = Counter()
+        queued: Counter[str] = Counter()
+        of_session: Counter[str] = Counter()
+        of_tenant: Counter[str] = Counter()
+        deadlines = {entry.wish.key: deadline_s for deadline_s, _, entry in wishes._deadlines}
+        for entry in wishes:
+            assert wishes.find(entry.wish.key) is entry
+            of_session[entry.wish.session_id] += 1
+            of_tenant[entry.party.name] += 1
+            if entry.awarded_pages:
+                awarded[entry.party.name] += entry.awarded_pages
+            else:
+                queued[entry.party.name] += entry.wish.page_count
+                assert deadlines[entry.wish.key] == entry.wish.deadline_s
+        assert wishes._count_of_session == of_session
+        assert wishes._count_of_tenant == of_tenant
+        assert wishes._queued_pages == queued
+        assert wishes._awarded_pages == awarded
+        return awarded
 
     @property
     def tenants(self) -> list[Tenant]:
@@ -609,7 +626,8 @@ class World:
         return sum(unused_min(self.policy, tenant) for tenant in promised)
 
     def _is_due_by_hard_min(self, tenant: Tenant, wish: Wish) -> bool:
-        is_first = wish.purpose is Purpose.GROW or not self.policy.queued(tenant)
+        is_first = wish.purpose is Purpose.GROW or self.policy.wishes.head_of(tenant) is None
+        is_first &= wish.purpose is not Purpose.AHEAD
         is_hard = tenant.guarantee.mode is MinMode.HARD
         is_within = wish.page_count <= tenant.guarantee.min_pages - self.policy.pages_of(tenant)
         return self._hard_is_held and not self.is_device_short and is_first and is_hard and is_within
@@ -630,14 +648,13 @@ class World:
         """No page is free that a head could take, but for those that are gathered for one ahead of it."""
         policy = self.policy
         gathering = policy._gathering
-        for queue in policy._queues.values():
-            head = next(iter(queue.values()))
+        for head in policy.wishes.heads():
             most = min(head.wish.page_count, policy._reachable_pages(head.party))
             if policy.room(head.party, self.now_s) < max(most, head.wish.min_page_count):
                 continue
             assert gathering is not None, f"{head} could be served"
             assert gathering.gathered_since_s is not None
-            assert _phase(gathering.gathered_since_s, self.now_s, self.setting.head_hold_s)[0]
+            assert gathering_phase(gathering.gathered_since_s, self.now_s, self.setting.head_hold_s)[0]
             assert not policy._is_within_min(head)
             pages_a_weight = policy._pages_a_weight()
             assert policy._ranked(gathering, pages_a_weight) < policy._ranked(head, pages_a_weight)
@@ -648,15 +665,15 @@ class World:
         setting, now_s = self.setting, self.now_s
         within = {}
         oldest: Waiting | None = None
-        for queue in self.policy._queues.values():
-            head = next(iter(queue.values()))
+        for head in self.policy.wishes.heads():
             if self.policy._is_within_min(head):
                 within[head.wish.key] = self._promised_since_s.get(head.wish.key, now_s)
             if oldest is None or head.since_s < oldest.since_s:
                 oldest = head
         self._promised_since_s = within
         donors = [engine for engine in self.engines.values() if engine.tenant.held_pages]
-        if setting.kill_after_s is not None or all(donor.manner is Manner.GIVES for donor in donors):
+        can_be_made = setting.kill_after_s is not None and all(donor.killing is Killing.ENDS_IT for donor in donors)
+        if can_be_made or all(donor.manner is Manner.GIVES for donor in donors):
             bound_s = (len(self.engines) + 2) * (setting.within_s + KILL_S) + (setting.kill_after_s or 0.0)
             for key, since_s in within.items():
                 short_s = now_s - max(since_s, self._calm_since_s)
@@ -747,7 +764,8 @@ class World:
 
     def _nothing_happens_before(self, time_s: float) -> None:
         """Where the pool sleeps it has nothing to do: it misses no moment."""
-        if self.under_way is not None or time_s == math.inf or self.is_device_short or self.rng.random() > 0.1:
+        is_unsettled = self.under_way is not None or self.is_device_short or self._has_postponed
+        if is_unsettled or time_s == math.inf or self.rng.random() > 0.1:
             return
         then_s = self.now_s
         middle_s = (then_s + time_s) / 2
@@ -765,9 +783,9 @@ class World:
         """All that a refusal must leave as it is. What a GROW was refused within a min is remembered: that is meant."""
         policy = self.policy
         held = [(tenant.name, tenant.held_pages) for tenant in self.tenants]
-        queues = [(name, list(queue)) for name, queue in policy._queues.items()]
-        counters = (dict(policy._awarded_pages), dict(policy._queued_pages), dict(policy._leases_of))
-        return held, queues, list(policy._awarded), counters, self.stock.pages_by_state
+        wishes = policy.wishes
+        counters = (dict(wishes._awarded_pages), dict(wishes._queued_pages), dict(wishes._count_of_session))
+        return held, list(wishes), counters, self.stock.pages_by_state, policy._gathering
 
 
 def unused_min(policy: Policy, tenant: Party) -> int:
@@ -875,12 +893,14 @@ def step(world: World, rng: Random) -> None:
         guarantee = engine.tenant.guarantee
         if not orderly or not guarantee.min_pages or engine.tenant.held_pages + page_count <= guarantee.min_pages:
             world.grow(engine, page_count, fewest)
-    elif dice < 0.58:
+    elif dice < 0.57:
         world.cancel(engine)
-    elif dice < 0.64:
+    elif dice < 0.60:
+        world.want_ahead(engine, rng.randint(1, 10))
+    elif dice < 0.65:
         if engine.requests:
             world.finish(engine, rng.choice(engine.requests), keeps=rng.random() < 0.2 and not orderly)
-    elif dice < 0.655:
+    elif dice < 0.665:
         world.end(engine, unmapped=rng.random() < 0.5)
     elif dice < 0.70:
         if not orderly:

@@ -9,13 +9,11 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.vattd.policy_world import World, begin, random_setting, step
 from vatt.errors import InvalidRequest, LimitExceeded, PoolExhausted, VattError, WaitHopeless
 from vattd.guarantee import Access, Guarantee, MinMode
-from vattd.policy import CLAIM_S, Policy, _phase
+from vattd.policy import CLAIM_S, Policy
 from vattd.wish import Purpose, Timing, Waiting, Wish
 
 NOW_S = 100.0
@@ -68,10 +66,12 @@ class Desk:
 
     def serve(self, now_s: float) -> tuple[list[Waiting], list[tuple[Waiting, VattError]]]:
         """Grant all that is awarded. Returns it, and what was refused."""
-        refused = self.policy.award(now_s)
-        for entry, _ in refused:
-            self.policy.remove(entry)
-        granted = self.policy.awarded
+        refused = []
+        while overdue := self.policy.award(now_s):
+            refused += overdue
+            for entry, _ in overdue:
+                self.policy.remove(entry)
+        granted = self.policy.wishes.awarded
         for entry in granted:
             self.policy.remove(entry)
             party = entry.party
@@ -81,6 +81,9 @@ class Desk:
 
     def granted(self, now_s: float) -> list[tuple[str, int]]:
         return [(entry.party.name, entry.awarded_pages) for entry in self.serve(now_s)[0]]
+
+    def want_ahead(self, tenant: Tenant, page_count: int, now_s: float) -> Waiting:
+        return self._add(tenant, page_count, 1, Purpose.AHEAD, now_s, now_s)
 
     def _add(
         self, tenant: Tenant, page_count: int, fewest: int, purpose: Purpose, now_s: float, deadline_s: float
@@ -197,7 +200,7 @@ def test_a_tenant_counts_for_the_shares_from_when_pages_are_made_for_it() -> Non
         head = desk.policy.head_gap(NOW_S + 12)
         assert head is not None
         assert head[0].party is poor, "a share is a page beside such a weight, so rich has four"
-        for entry in desk.policy.awarded:
+        for entry in desk.policy.wishes.awarded:
             desk.policy.remove(entry)
             heavy.held_pages += entry.awarded_pages
 
@@ -383,7 +386,7 @@ def test_pages_are_gathered_for_the_first_that_lacks_some_then_others_pass_then_
         desk.admit(small, 1, NOW_S + second, wait_s=0.0)
         passed.append("x" if desk.granted(NOW_S + second) else ".")
         small.held_pages = 0
-    assert "".join(passed) == "..xx....xx......xx.."
+    assert "".join(passed) == "..xx....xxxx......xx"
     head = desk.policy.head_gap(NOW_S + 19)
     assert head is not None
     assert (head[0].party, head[1]) == (big, 4)
@@ -427,34 +430,53 @@ def test_who_went_away_is_gathered_for_no_more() -> None:
     assert desk.policy.next_change_s(NOW_S) is None
 
 
-@given(st.floats(0.0, 1e6), st.floats(0.001, 100.0), st.floats(0.0, 1e5))
-def test_times_to_gather_grow_by_one_hold_each_with_a_recess_between(
-    since_s: float, hold_s: float, elapsed_s: float
-) -> None:
-    """Against a plain count; and the next change is never now or before."""
-    now_s = since_s + min(elapsed_s, 500 * hold_s)
-    begin_s, length = since_s, 1
-    while begin_s + (length + 1) * hold_s <= now_s:
-        begin_s += (length + 1) * hold_s
-        length += 1
-    end_s = begin_s + length * hold_s
-    expected = (True, end_s) if now_s < end_s else (False, end_s + hold_s)
-    gathers, until_s = _phase(since_s, now_s, hold_s)
-    assert until_s > now_s
-    edges_s = (begin_s, end_s, end_s + hold_s)
-    if min(abs(now_s - edge_s) for edge_s in edges_s) > 1e-6 * (1 + now_s):
-        assert gathers is expected[0]
-        assert until_s == pytest.approx(expected[1])
-    # Whoever wakes then finds the other phase.
-    assert _phase(since_s, until_s, hold_s)[0] is not gathers
-
-
 def test_without_a_time_to_hold_nothing_is_gathered() -> None:
     big, small = Tenant("big"), Tenant("small")
     desk = Desk(10, big, small, Tenant("rest", held_pages=6), timing=Timing(head_hold_s=0.0))
     desk.admit(big, 8, NOW_S)
     desk.admit(small, 1, NOW_S)
     assert desk.granted(NOW_S) == [("small", 1)]
+
+
+# Ahead of need
+
+
+def test_what_nobody_needs_yet_is_lent_like_anything_while_nobody_waits() -> None:
+    reader = Tenant("reader", Guarantee(max_pages=8))
+    desk = Desk(10, reader, Tenant("other", held_pages=4))
+    desk.want_ahead(reader, 5, NOW_S)
+    assert desk.granted(NOW_S) == [("reader", 5)]
+    desk.want_ahead(reader, 5, NOW_S)
+    assert desk.granted(NOW_S) == [("reader", 1)]
+
+
+@pytest.mark.parametrize("at_s", [0.0, 3.0])
+def test_what_nobody_needs_yet_is_refused_while_pages_are_gathered_in_recesses_too(at_s: float) -> None:
+    big, reader = Tenant("big"), Tenant("reader")
+    desk = Desk(10, big, reader, Tenant("rest", held_pages=6), timing=Timing(head_hold_s=2.0))
+    desk.admit(big, 8, NOW_S)
+    desk.serve(NOW_S + at_s)
+    with pytest.raises(PoolExhausted):
+        desk.want_ahead(reader, 1, NOW_S + at_s)
+    desk.grow(reader, 1, NOW_S + at_s)  # what runs goes on
+    assert desk.granted(NOW_S + at_s) == [("reader", 1)]
+
+
+def test_what_nobody_needs_yet_is_refused_while_the_same_tenant_waits_below_its_max() -> None:
+    reader = Tenant("reader", Guarantee(max_pages=8), held_pages=4)
+    desk = Desk(20, reader)
+    desk.admit(reader, 6, NOW_S)
+    desk.serve(NOW_S)
+    with pytest.raises(PoolExhausted):
+        desk.want_ahead(reader, 4, NOW_S)
+
+
+def test_a_refusal_of_what_nobody_needs_yet_breaks_no_promise() -> None:
+    soft, greedy = Tenant("soft", Guarantee(min_pages=4)), Tenant("greedy", held_pages=10)
+    desk = Desk(10, soft, greedy)
+    with pytest.raises(PoolExhausted):
+        desk.want_ahead(soft, 3, NOW_S)
+    assert desk.policy.promise_gap(NOW_S) == 0
 
 
 # Values

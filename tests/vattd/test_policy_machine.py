@@ -78,6 +78,11 @@ class PolicyMachine(RuleBasedStateMachine):
         assert self.world is not None
         self.world.grow(self.engine(number), pages, fewest)
 
+    @rule(number=st.integers(0, 7), pages=PAGES)
+    def want_ahead(self, number: int, pages: int) -> None:
+        assert self.world is not None
+        self.world.want_ahead(self.engine(number), pages)
+
     @rule(number=st.integers(0, 7))
     def cancel(self, number: int) -> None:
         assert self.world is not None

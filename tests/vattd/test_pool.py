@@ -25,7 +25,8 @@ from vatt.errors import (
 from vatt.pages import Extent
 from vattd.driver_thread import GOES_AHEAD_OF, DriverThread, Urgency
 from vattd.ledger import Ledger, PageRun
-from vattd.pool import MAX_WAITING_LEASES, Pool
+from vattd.lending import MAX_WAITING_OF_SESSION
+from vattd.pool import Pool
 from vattd.rules import PoolLimits
 from vattd.snapshot import PageState
 from vattd.stock import Stock
@@ -343,8 +344,8 @@ def test_a_session_may_have_only_so_many_leases_waiting() -> None:
             bench.pool.open_session(session_id, "a", 0)
         await bench.lease("s", MAX_PAGES)
         late = {"purpose": Purpose.ADMIT, "deadline_s": asyncio.get_running_loop().time() + 60}
-        waiting = [asyncio.create_task(bench.lease("t", 1, **late)) for _ in range(MAX_WAITING_LEASES)]
-        await bench.until(lambda: bench.pool.waiting_pages == MAX_WAITING_LEASES)
+        waiting = [asyncio.create_task(bench.lease("t", 1, **late)) for _ in range(MAX_WAITING_OF_SESSION)]
+        await bench.until(lambda: bench.pool.waiting_pages == MAX_WAITING_OF_SESSION)
         with pytest.raises(InvalidRequest, match="wait already"):
             await bench.lease("t", 1, **late)
         for task in waiting:

@@ -9,7 +9,7 @@ from vatt.usage import Usage
 from vattd.guarantee import Access, Guarantee, MinMode
 from vattd.ledger import Ledger
 from vattd.policy import Policy
-from vattd.pressure import Pressure, PromiseState, Review
+from vattd.pressure import DYING_S, Pressure, PromiseState, Review
 from vattd.reclaim import ASK_AGAIN_S, Reason, Reclaims
 from vattd.share_out import Depth
 from vattd.stock import Stock
@@ -31,6 +31,7 @@ class Bench:
         self.policy = Policy(self.ledger, Timing())
         self.reclaims = Reclaims(WITHIN_S, kill_after_s)
         self.deaf: set[str] = set()
+        self.unkillable: set[str] = set()
         self.pressure = Pressure(
             self.ledger, self.policy, self.reclaims, lambda session_id: session_id not in self.deaf
         )
@@ -74,7 +75,19 @@ class Bench:
 
     def review(self, now_s: float) -> Review:
         self.policy.award(now_s)
-        return self.pressure.review(now_s)
+        review = self.pressure.review(now_s)
+        if review.victim is not None and review.victim.session_id in self.unkillable:
+            self.pressure.note_unkillable(review.victim.session_id)
+        elif review.victim is not None:
+            self.pressure.note_killed(review.victim.session_id, now_s)
+        return review
+
+    def victims(self, now_s: float) -> list[str]:
+        """All that are killed now."""
+        found = []
+        while (victim := self.review(now_s).victim) is not None:
+            found.append(victim.session_id)
+        return found
 
     def asked(self, now_s: float) -> dict[str, int]:
         return {request.session_id: request.page_count for request in self.review(now_s).requests}
@@ -229,8 +242,39 @@ def test_the_next_one_is_killed_where_the_first_has_too_little() -> None:
     assert bench.asked(NOW_S) == {"c": 12}
     bench.review(NOW_S + WITHIN_S)
     bench.reserve("c", Guarantee(min_pages=8))
-    victims = [bench.review(NOW_S + WITHIN_S + KILL_S).victim for _ in range(3)]
-    assert [victim and victim.session_id for victim in victims] == ["c", None, None]
+    assert bench.victims(NOW_S + WITHIN_S + KILL_S) == ["c"]
+
+
+def all_overdue_bench() -> Bench:
+    """b and c were both asked, and their time is over."""
+    bench = short_bench(kill_after_s=KILL_S)
+    bench.reserve("c", Guarantee())
+    bench.review(NOW_S)
+    bench.review(NOW_S + WITHIN_S)
+    return bench
+
+
+def test_one_that_the_kernel_does_not_let_us_kill_is_passed_over_once_and_for_all() -> None:
+    bench = all_overdue_bench()
+    bench.unkillable = {"b"}
+    late_s = NOW_S + WITHIN_S + KILL_S
+    assert bench.victims(late_s) == ["b", "c"]
+    assert bench.victims(late_s + 100) == []
+    assert bench.reclaims.counts.killed == 1, "b was not killed"
+    assert bench.state_of("a", late_s)[0] is PromiseState.BROKEN
+
+
+def test_one_that_does_not_die_of_being_killed_does_not_hold_the_next_one_up_for_ever() -> None:
+    bench = all_overdue_bench()
+    late_s = NOW_S + WITHIN_S + KILL_S
+    assert bench.victims(late_s) == ["b"]
+    assert bench.pressure.next_change_s(late_s) is not None
+    woken_s, turns = late_s, 0
+    while not (victims := bench.victims(woken_s)):
+        next_s = bench.pressure.next_change_s(woken_s)
+        assert next_s is not None, "it would never be woken"
+        woken_s, turns = next_s, turns + 1
+    assert (victims, woken_s) == (["c"], late_s + DYING_S)
 
 
 def test_nobody_within_its_own_min_is_killed() -> None:
@@ -262,7 +306,7 @@ def test_while_pages_are_made_for_a_promise_those_who_were_asked_are_not_forgott
     assert bench.asked(NOW_S) == {"b": 8}
     bench.give_back("c", 8)
     bench.review(NOW_S + 0.5)
-    [entry] = bench.policy.awarded
+    [entry] = bench.policy.wishes.awarded
     assert [ask.asked_s for ask in bench.reclaims.of("b")] == [NOW_S]
     bench.policy.remove(entry)  # it is answered
     bench.review(NOW_S + 0.6)

@@ -151,6 +151,7 @@ def test_who_does_not_answer_is_passed_over_and_others_are_asked() -> None:
     those = [holder("mute", 10), holder("kind", 8)]
     reclaims.want(Reason.PROMISE, 2, those, NOW_S)
     assert asked(reclaims, "mute", "kind") == {"mute": 2}
+    told(reclaims, NOW_S, mute=10, kind=8)
     late_s = NOW_S + WITHIN_S
     assert [ask.session_id for ask in reclaims.note_ignored(late_s)] == ["mute"]
     assert reclaims.note_ignored(late_s) == []
@@ -244,6 +245,43 @@ def test_the_one_asked_first_is_killed_and_not_a_moment_late() -> None:
     assert victim is not None
     assert (victim.session_id, now_s) == ("a", NOW_S + KILL_S)
     assert reclaims.to_kill(lambda session_id: session_id != "a", now_s) is None
+
+
+def test_who_is_to_give_what_it_runs_with_is_not_asked_for_what_others_would_like() -> None:
+    reclaims = Reclaims(WITHIN_S, None)
+    reclaims.want(Reason.PROMISE, 6, [holder("a", 20)], NOW_S)
+    reclaims.want(Reason.QUEUE, 4, [holder("a", 20, idle_pages=4), holder("b", 20, idle_pages=1)], NOW_S)
+    assert asked(reclaims, "a", "b") == {"a": 6, "b": 1}
+    [request, _] = told(reclaims, NOW_S, a=20, b=20)
+    reclaims.answered("a", request.reclaim_id, NOW_S)
+    reclaims.want(Reason.QUEUE, 4, [holder("a", 20, idle_pages=4), holder("b", 20, idle_pages=1)], NOW_S)
+    assert asked(reclaims, "a", "b") == {"a": 9, "b": 1}
+
+
+def test_idle_pages_that_an_operator_would_like_are_asked_for_when_what_must_come_has_come() -> None:
+    """Running requests do not end for them."""
+    reclaims = Reclaims(WITHIN_S, None)
+    reclaims.want_all(holder("a", 20), Reason.OPERATOR, 4, NOW_S)
+    reclaims.want(Reason.PROMISE, 6, [holder("a", 20)], NOW_S)
+    [request] = told(reclaims, NOW_S, a=20)
+    assert (request.page_count, request.depth) == (6, Depth.RUNNING)
+    late_s = NOW_S + 3 * WITHIN_S
+    assert [ask.reason for ask in reclaims.note_ignored(late_s)] == [Reason.PROMISE], "it was told of no other"
+    reclaims.answered("a", request.reclaim_id, late_s)
+    [request] = told(reclaims, late_s, a=14)
+    assert (request.page_count, request.depth) == (4, Depth.IDLE)
+    assert request.within_s == pytest.approx(WITHIN_S)
+    assert told(reclaims, late_s, a=14) == [], "once is enough"
+
+
+def test_an_operators_wish_that_nobody_heard_is_forgotten_when_its_time_is_over() -> None:
+    """Else status would show the session as overdue for ever."""
+    reclaims = Reclaims(WITHIN_S, None)
+    reclaims.want_all(fenced("a", 10), Reason.OPERATOR, 3, NOW_S)
+    told(reclaims, NOW_S, a=10)
+    assert reclaims.is_waiting(Reason.OPERATOR, NOW_S)
+    assert [ask.session_id for ask in reclaims.note_ignored(NOW_S + WITHIN_S)] == ["a"]
+    assert not reclaims
 
 
 @given(st.floats(0.0, 1e9), st.floats(0.001, 1e4))
