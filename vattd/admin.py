@@ -108,7 +108,7 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
     @rpc
     async def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveResponse:  # noqa: N802
         with self._audited("reserve", request, context):
-            self._book.reserve(request.tenant, _parse_change(request))
+            await self._book.reserve(request.tenant, _parse_change(request))
         view = next(view for view in self.pool.ledger.snapshot().tenants if view.name == request.tenant)
         return pb.ReserveResponse(tenant=self._tenant_message(view))
 
@@ -116,7 +116,7 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
     async def Unreserve(self, request: pb.UnreserveRequest, context: Context) -> pb.UnreserveResponse:  # noqa: N802
         with self._audited("unreserve", request, context):
             check_tenant_name(request.tenant)
-            self._book.unreserve(request.tenant)
+            await self._book.unreserve(request.tenant)
         return pb.UnreserveResponse(guarantee=guarantee_of(self._book, request.tenant))
 
     @rpc
@@ -203,7 +203,8 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
         put_usage(message, view.usage, page)
         found = self._book.in_force(view.name)
         if found is None:
-            message.owner_uid = view.owner_uid
+            if view.owner_uid is not None:
+                message.owner_uid = view.owner_uid
             return message
         reservation, source = found
         message.source = source.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -36,6 +37,9 @@ class AuditLog:
             outcome = "done"
         except VattError as error:
             outcome = error.reason
+            raise
+        except asyncio.CancelledError:  # the caller went away: what was begun goes on
+            outcome = "CANCELLED"
             raise
         finally:
             self._append(

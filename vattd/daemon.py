@@ -166,7 +166,7 @@ async def _end_reservations(book: TenantBook) -> None:
         end_s = book.next_end_s()
         left_s = LOOK_AT_RESERVATIONS_S if end_s is None else end_s - time.time()
         await asyncio.sleep(min(max(0.01, left_s), LOOK_AT_RESERVATIONS_S))
-        book.expire(time.time())
+        await book.expire(time.time())
 
 
 async def _serve_sockets(

@@ -14,7 +14,8 @@ class Engines(Protocol):
         """Is its stream up?"""
 
     def ask_back(self, request: Request) -> None: ...
-    def kill(self, session_id: str, cause: str) -> None: ...
+    def kill(self, session_id: str, cause: str) -> None:
+        """Raises KillRefused."""
 
 
 class NoEngines:

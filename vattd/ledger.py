@@ -35,7 +35,7 @@ class Tenant:
     """A named budget. `access` is None until somebody configures it: then only its owner may use it."""
 
     name: str
-    owner_uid: int
+    owner_uid: int | None  # whose first session named it; None before that
     shelf: Shelf
     guarantee: Guarantee = NO_GUARANTEE
     access: Access | None = None
@@ -94,7 +94,7 @@ class Ledger:
 
         Raises InvalidRequest if there are too many tenants. Sessions stay, whoever may use the tenant from now on.
         """
-        tenant = self._tenants.get(name) or self._open_tenant(name, min(access.uids, default=0))
+        tenant = self._tenants.get(name) or self._open_tenant(name)
         self._set(tenant, guarantee, access)
 
     def unconfigure(self, name: str) -> None:
@@ -126,17 +126,29 @@ class Ledger:
         """Raises TenantDenied if the user may not use the tenant, InvalidRequest if there are too many tenants."""
         if session_id in self._sessions:
             raise LedgerBug(f"session {session_id} is open already")
-        found = self._tenants.get(tenant) or self._open_tenant(tenant, uid)
+        self.check_access(tenant, uid, gids)
+        found = self._tenants.get(tenant) or self._open_tenant(tenant)
+        if found.owner_uid is None:
+            found.owner_uid = uid
+        found.session_count += 1
+        self._sessionless.pop(tenant, None)
+        self._sessions[session_id] = _Session(session_id, found)
+
+    def check_access(self, tenant: str, uid: int, gids: Iterable[int]) -> None:
+        """Raises TenantDenied if the user may not use the tenant."""
+        found = self._tenants.get(tenant)
+        if found is None:
+            return
         if found.access is not None and not found.access.allows(uid, gids):
             raise TenantDenied(
                 f"tenant {tenant!r} is for {found.access}, not for uid {uid}: `vattctl reserve {tenant} --allow ...` "
                 "says who may use it, all of them"
             )
-        if found.access is None and found.owner_uid != uid:
-            raise TenantDenied(f"tenant {tenant!r} belongs to uid {found.owner_uid}, not to uid {uid}")
-        found.session_count += 1
-        self._sessionless.pop(tenant, None)
-        self._sessions[session_id] = _Session(session_id, found)
+        if found.access is None and found.owner_uid not in (None, uid):
+            raise TenantDenied(
+                f"tenant {tenant!r} belongs to uid {found.owner_uid}, not to uid {uid}: `vattctl reserve {tenant} "
+                f"--allow {found.owner_uid} --allow {uid}` lets both use it"
+            )
 
     def end_session(self, session_id: str, *, unmapped: bool) -> int:
         """Forget a session. Returns how many pages it held.
@@ -334,10 +346,10 @@ class Ledger:
         except KeyError:
             raise SessionUnknown(f"no session {session_id!r}: attach again") from None
 
-    def _open_tenant(self, name: str, uid: int) -> Tenant:
+    def _open_tenant(self, name: str) -> Tenant:
         if len(self._tenants) >= MAX_TENANTS:
             raise InvalidRequest(f"there are {MAX_TENANTS} tenants already, the most there can be")
-        tenant = self._tenants[name] = Tenant(name, uid, self.stock.open_shelf())
+        tenant = self._tenants[name] = Tenant(name, None, self.stock.open_shelf())
         self._sessionless[name] = tenant
         return tenant
 

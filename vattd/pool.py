@@ -290,8 +290,11 @@ class Pool:
     async def _wait_for_change(self, now_s: float) -> None:
         """`now_s` is when the last decision was taken: what was in the future then must end the wait."""
         change_s = self._lending.next_change_s(now_s)
-        with suppress(asyncio.TimeoutError):  # before Python 3.11 not the built-in one
-            await asyncio.wait_for(self._changed.wait(), None if change_s is None else change_s - now_s)
+        # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation, and then nobody could end this task.
+        with ExitStack() as undo:
+            if change_s is not None:
+                undo.callback(asyncio.get_running_loop().call_at(change_s, self._changed.set).cancel)
+            await self._changed.wait()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

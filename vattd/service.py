@@ -34,7 +34,11 @@ Response = TypeVar("Response")
 
 MAX_WAIT_S = 3600.0
 MAX_REQUEST_ID = 64
-_PURPOSES = {pb.LEASE_PURPOSE_ADMIT: Purpose.ADMIT, pb.LEASE_PURPOSE_GROW: Purpose.GROW}
+_PURPOSES = {
+    pb.LEASE_PURPOSE_ADMIT: Purpose.ADMIT,
+    pb.LEASE_PURPOSE_GROW: Purpose.GROW,
+    pb.LEASE_PURPOSE_AHEAD: Purpose.AHEAD,
+}
 _KINDS = {HandleKind.POSIX_FD: pb.HANDLE_KIND_POSIX_FD, HandleKind.SLAB_FD: pb.HANDLE_KIND_SLAB_FD}
 
 
@@ -98,8 +102,8 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     @rpc
     async def LeasePages(self, request: pb.LeasePagesRequest, context: Context) -> pb.LeasePagesResponse:  # noqa: N802
         session = self._sessions.find(request.key)
-        session.check_may_lease()
         wish = _parse_wish(session.session_id, request, asyncio.get_running_loop().time())
+        session.check_may_lease(is_repeat=self.pool.ledger.remembers(session.session_id, wish.request_id))
         runs = await self.pool.lease(wish)
         return pb.LeasePagesResponse(runs=[self._leased(run) for run in runs])
 
@@ -174,12 +178,12 @@ def _parse_wish(session_id: str, request: pb.LeasePagesRequest, now_s: float) ->
         raise InvalidRequest(f"min_page_count is 0 to page_count, not {request.min_page_count}")
     purpose = _PURPOSES.get(request.purpose)
     if purpose is None:
-        raise InvalidRequest("purpose is ADMIT or GROW")
+        raise InvalidRequest("purpose is ADMIT, GROW or AHEAD")
     wait_s = seconds(request.wait)
     if not 0 <= wait_s <= MAX_WAIT_S:
         raise InvalidRequest(f"wait is 0 to {MAX_WAIT_S:.0f} s, not {wait_s}")
-    if wait_s and purpose is Purpose.GROW:
-        raise InvalidRequest("a GROW never waits: it is granted or refused at once")
+    if wait_s and purpose is not Purpose.ADMIT:
+        raise InvalidRequest(f"only an ADMIT waits: {purpose.name} is granted or refused at once")
     return Wish(
         session_id=session_id,
         request_id=request.request_id,

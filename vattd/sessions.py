@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import os
 import secrets
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 
 from vatt.errors import (
     InvalidRequest,
+    KillRefused,
     SessionEvicted,
     SessionFenced,
     SessionUnknown,
@@ -69,9 +71,10 @@ class EngineSession:
         if self.fenced:
             raise SessionFenced(f"session {self.session_id}: its stream broke; re-attach to go on")
 
-    def check_may_lease(self) -> None:
+    def check_may_lease(self, *, is_repeat: bool) -> None:
+        """What was granted before is told again also to who gets no more: it would not know what it holds."""
         self.check_not_fenced()
-        if self.evicted:
+        if self.evicted and not is_repeat:
             raise SessionEvicted(f"session {self.session_id}: an operator asked it to leave; it gets no more pages")
 
 
@@ -176,16 +179,24 @@ class Sessions:
             session.mailbox.put(reclaim_message(request))
 
     def kill(self, session_id: str, cause: str) -> None:
-        """SIGKILL by pidfd, which can hit nobody else. The session ends when the kernel says that the process has."""
+        """SIGKILL by pidfd, which can hit nobody else. The session ends when the kernel says that the process has.
+
+        Raises KillRefused.
+        """
         session = self._sessions.get(session_id)
-        if session is not None:
-            log.warning("session %s of %s is killed: %s", session_id, session.tenant, cause)
-            try:
-                signal.pidfd_send_signal(session.peer.pidfd, signal.SIGKILL)
-            except ProcessLookupError:  # it has just ended
-                pass
-            except OSError as error:  # another user's process, and vattd is not root
-                log.error("session %s cannot be killed: %s", session_id, error)
+        if session is None:
+            return
+        try:
+            signal.pidfd_send_signal(session.peer.pidfd, signal.SIGKILL)
+        except ProcessLookupError:  # it has just ended
+            return
+        except OSError as error:
+            peer = session.peer
+            raise KillRefused(
+                f"process {peer.pid} of session {session_id} is uid {peer.uid}'s, and vattd (uid {os.geteuid()}) may "
+                f"not kill it ({error.strerror}): `sudo kill -9 {peer.pid}` does"
+            ) from error
+        log.warning("session %s of %s is killed: %s", session_id, session.tenant, cause)
 
     # The operator's side
 
@@ -249,6 +260,8 @@ class Sessions:
         # While the session's pidfd says that its process lives, the pid cannot be another's.
         if session.peer.has_exited() or session.peer.pid != connection.peer.pid or session.tenant != request.tenant:
             raise SessionUnknown(f"session {session.session_id} is another process's or another tenant's")
+        # It keeps what it holds, and gets no more, if its user may not use the tenant any more.
+        self._pool.ledger.check_access(session.tenant, connection.peer.uid, connection.peer.gids)
         old_connection, old_mailbox = session.connection, session.mailbox
         connection.peer.close()  # the session has its own pidfd of this process
         connection.attach(session)

@@ -26,7 +26,7 @@ class PageState(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class TenantView:
     name: str
-    owner_uid: int
+    owner_uid: int | None
     access: Access | None  # None: the owner alone
     guarantee: Guarantee
     session_count: int

@@ -27,6 +27,7 @@ _CODES: dict[type[errors.VattError], grpc.StatusCode] = {
     errors.Overcommitted: grpc.StatusCode.FAILED_PRECONDITION,
     errors.TenantUnknown: grpc.StatusCode.NOT_FOUND,
     errors.TokenRefused: grpc.StatusCode.PERMISSION_DENIED,
+    errors.KillRefused: grpc.StatusCode.PERMISSION_DENIED,
     errors.TenantDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
     errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,

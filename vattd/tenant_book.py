@@ -5,12 +5,13 @@ A change is checked as a whole, written, and only then in force.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import logging
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 from vatt.errors import InvalidRequest, Overcommitted, TenantUnknown, VattError
 from vatt.names import check_tenant_name
@@ -46,7 +47,8 @@ class Change:
 class TenantBook:
     """Reservations by tenant, kept in step with the pool and the state file.
 
-    Invariant: the pool has configured just what `in_force` says; the mins of all that fit the pool.
+    Invariant: the pool has configured just what `in_force` says; the mins of all that fit the pool. Changes come one
+    after the other, and a disk that takes its time keeps nobody else from the event loop.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class TenantBook:
         `on_change` is told a tenant's name. Raises InvalidRequest, Overcommitted."""
         self._pool, self._file, self._configured = pool, state_file, dict(configured)
         self._own_uid, self._on_change = own_uid, on_change
+        self._changing = asyncio.Lock()
+        self._not_before_s: dict[str, float] = {}  # to try again: reservations that could not be ended
         read = state_file.read()
         # What ended while no vattd ran must not stand in the way of the others.
         living = {name: one for name, one in read.reservations.items() if one.until_s is None or one.until_s > now_s}
@@ -93,13 +97,49 @@ class TenantBook:
             return self._configured[name], Source.CONFIG
         return None
 
-    def reserve(self, name: str, change: Change) -> Reservation:
+    async def reserve(self, name: str, change: Change) -> Reservation:
         """Set what the change names, keep the rest. Raises InvalidRequest, Overcommitted, SystemLimit."""
         check_tenant_name(name)
+
+        def after() -> State:
+            reservation = self._changed(name, change)
+            return State(reservation.revision, {**self._state.reservations, name: reservation})
+
+        await self._change(name, after)
+        return self._state.reservations[name]
+
+    async def unreserve(self, name: str) -> None:
+        """Take back what a command set. Raises TenantUnknown, SystemLimit, Overcommitted."""
+        await self._change(name, partial(self._without, name))
+
+    async def expire(self, now_s: float) -> None:
+        """End reservations whose time is over, by the wall clock."""
+        for name, end_s in self._ends_s().items():
+            if now_s < end_s:
+                continue
+            try:
+                await self._change(name, partial(self._without, name))
+            except VattError as error:  # it goes on, and we try again later
+                log.error("the reservation of tenant %s could not be ended: %s", name, error)
+                self._not_before_s[name] = now_s + TRY_AGAIN_S
+            else:
+                log.info("the reservation of tenant %s has ended: its time is over", name)
+
+    def next_end_s(self) -> float | None:
+        """When the next reservation is to be ended, by the wall clock."""
+        return min(self._ends_s().values(), default=None)
+
+    def _ends_s(self) -> dict[str, float]:
+        return {
+            name: max(one.until_s, self._not_before_s.get(name, one.until_s))
+            for name, one in self._state.reservations.items()
+            if one.until_s is not None
+        }
+
+    def _changed(self, name: str, change: Change) -> Reservation:
         found = self.in_force(name)
         before = found[0] if found is not None else Reservation(self._first_access(name))
-        revision = self._state.revision + 1
-        after = replace(
+        return replace(
             before,
             access=change.access or before.access,
             min_bytes=before.min_bytes if change.min_bytes is None else change.min_bytes,
@@ -107,41 +147,22 @@ class TenantBook:
             weight=before.weight if change.weight is None else change.weight,
             mode=change.mode or before.mode,
             until_s=_until(before.until_s if change.until_s is None else change.until_s),
-            revision=revision,
+            revision=self._state.revision + 1,
         )
-        self._change(name, State(revision, {**self._state.reservations, name: after}))
-        return after
 
-    def unreserve(self, name: str) -> None:
-        """Take back what a command set. Raises TenantUnknown, SystemLimit, Overcommitted."""
+    def _without(self, name: str) -> State:
         if name not in self._state.reservations:
             if name in self._configured:
                 raise InvalidRequest(f"tenant {name} is in the configuration file: change it there and restart vattd")
             raise TenantUnknown(f"nothing is reserved for a tenant {name[:80]!r}: see `vattctl tenants`")
         rest = {other: one for other, one in self._state.reservations.items() if other != name}
-        self._change(name, State(self._state.revision + 1, rest))
-
-    def expire(self, now_s: float) -> None:
-        """End reservations whose time is over, by the wall clock."""
-        for name, one in list(self._state.reservations.items()):
-            if one.until_s is not None and now_s >= one.until_s:
-                log.info("the reservation of tenant %s ends: its time is over", name)
-                try:
-                    self.unreserve(name)
-                except VattError as error:  # it goes on, and we try again later
-                    log.error("the reservation of tenant %s could not be ended: %s", name, error)
-                    later = replace(one, until_s=now_s + TRY_AGAIN_S)
-                    self._state = State(self._state.revision, {**self._state.reservations, name: later})
-
-    def next_end_s(self) -> float | None:
-        """When the next reservation's time is over, by the wall clock."""
-        ends_s = [one.until_s for one in self._state.reservations.values() if one.until_s is not None]
-        return min(ends_s, default=None)
+        return State(self._state.revision + 1, rest)
 
     def _first_access(self, name: str) -> Access:
         """Who named it first keeps it; else whoever runs vattd."""
         tenant = self._pool.ledger.tenant(name)
-        return Access(frozenset([tenant.owner_uid if tenant is not None else self._own_uid]))
+        owner_uid = tenant.owner_uid if tenant is not None else None
+        return Access(frozenset([self._own_uid if owner_uid is None else owner_uid]))
 
     def _all(self, state: State) -> dict[str, Reservation]:
         return {**self._configured, **state.reservations}
@@ -150,19 +171,25 @@ class TenantBook:
         page = self._pool.ledger.page_size_bytes
         check_all(self._all(state), page, self._pool.ledger.stock.max_pages * page)
 
-    def _change(self, name: str, state: State) -> None:
-        """All of it, or an error and everything as it was."""
-        self._check(state)
-        before = self._state
-        with ExitStack() as undo:
-            self._file.write(state)
-            undo.callback(self._file.write, before)
-            self._apply(name, self._all(state).get(name))
-            undo.pop_all()
-        self._state = state
-        found = self.in_force(name)
-        log.info("tenant %s: %s, revision %d", name, _words(found[0]) if found else "no guarantee", state.revision)
-        self._on_change(name)
+    async def _change(self, name: str, after: Callable[[], State]) -> None:
+        """All of it, or an error and everything as it was. Whoever goes away meanwhile does not stop it half-way."""
+        await asyncio.shield(asyncio.ensure_future(self._carry_out(name, after)))
+
+    async def _carry_out(self, name: str, after: Callable[[], State]) -> None:
+        async with self._changing:
+            state = after()
+            self._check(state)
+            await asyncio.to_thread(self._file.write, state)
+            try:
+                self._apply(name, self._all(state).get(name))
+            except BaseException:
+                await asyncio.to_thread(self._file.write, self._state)
+                raise
+            self._state = state
+            self._not_before_s.pop(name, None)
+            found = self.in_force(name)
+            log.info("tenant %s: %s, revision %d", name, _words(found[0]) if found else "no guarantee", state.revision)
+            self._on_change(name)
 
     def _apply(self, name: str, reservation: Reservation | None) -> None:
         if reservation is None:

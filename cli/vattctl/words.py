@@ -74,6 +74,8 @@ def access_words(tenant: pb.Tenant) -> str:
     """Who may use a tenant."""
     if tenant.HasField("access"):
         return format_users(tenant.access.uids, tenant.access.gids)
+    if not tenant.HasField("owner_uid"):
+        return "whoever names it first"
     return f"{format_users([tenant.owner_uid], [])}, who named it first"
 
 

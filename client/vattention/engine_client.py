@@ -30,6 +30,7 @@ _TRIES = 2
 _PURPOSES = {
     LeasePurpose.ADMIT: vatt_pb2.LEASE_PURPOSE_ADMIT,
     LeasePurpose.GROW: vatt_pb2.LEASE_PURPOSE_GROW,
+    LeasePurpose.AHEAD: vatt_pb2.LEASE_PURPOSE_AHEAD,
 }
 _T = TypeVar("_T")
 

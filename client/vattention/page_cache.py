@@ -159,10 +159,15 @@ class PageCache:
             self._changed.notify_all()
             return self._free.take(page_count)
 
-    def take(self, runs: Sequence[int], after: Sequence[int | None] | None = None) -> list[list[Extent]]:
+    def take(
+        self,
+        runs: Sequence[int],
+        after: Sequence[int | None] | None = None,
+        purpose: LeasePurpose = LeasePurpose.GROW,
+    ) -> list[list[Extent]]:
         """A list of extents for each run length asked, as `deal` deals them: all of them, or an error.
 
-        What is missing is leased at once (GROW). Raises PoolExhausted or LimitExceeded with the pages that were
+        What is missing is leased at once: GROW or AHEAD. Raises PoolExhausted or LimitExceeded with the pages that were
         missing.
         """
         self._birth.check()
@@ -180,7 +185,7 @@ class PageCache:
                     missing = wanted - self._free.page_count
                     if missing <= 0:
                         return self._deal(runs, after, wanted)
-                self._keep(self._source.lease(missing, purpose=LeasePurpose.GROW))
+                self._keep(self._source.lease(missing, purpose=purpose))
 
     def put(self, extents: Sequence[Extent]) -> None:
         """Bring back pages that are mapped nowhere any more, or add pages that were leased elsewhere.
@@ -296,7 +301,7 @@ class PageCache:
             if surplus:
                 self._give_back(surplus)
             if short > 0:
-                self._keep(self._source.lease(short, min_page_count=1, purpose=LeasePurpose.GROW))
+                self._keep(self._source.lease(short, min_page_count=1, purpose=LeasePurpose.AHEAD))
         usage = self._usage()
         if self._report_is_due(usage, self._clock()):
             self._source.report_usage(usage)

@@ -18,6 +18,7 @@ class LeasePurpose(enum.Enum):
 
     ADMIT = "admit"  # a new request: may wait
     GROW = "grow"  # a running request: answered at once, so that a running engine preempts instead of waiting
+    AHEAD = "ahead"  # nobody needs them yet: refused where somebody waits for pages
 
 
 class PageLender(Protocol):

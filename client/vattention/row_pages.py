@@ -14,6 +14,7 @@ from vatt.pages import Extent, FreeExtents, page_count_of
 from vattention.layout import Geometry
 from vattention.mapper import AddressRange, Mapper
 from vattention.page_cache import PageCache, deal
+from vattention.page_source import LeasePurpose
 
 # Pages mapped by one call at most: a long prefill lets others at the driver in between.
 CHUNK_PAGES = 512
@@ -53,9 +54,14 @@ class RowPages:
     def pool_pages(self, stretches: Iterable[Stretch]) -> int:
         return sum(stretch.page_count * self._bands[stretch.band].column_count for stretch in stretches) * self._ratio
 
-    def map(self, stretches: Sequence[Stretch], offering: Sequence[Extent] = ()) -> None:
+    def map(
+        self,
+        stretches: Sequence[Stretch],
+        offering: Sequence[Extent] = (),
+        purpose: LeasePurpose = LeasePurpose.GROW,
+    ) -> None:
         """Back the stretches with pages of the cache, all of them, or an error and none. `offering` are pages of the
-        caller's that it may use; after an error they are still the caller's.
+        caller's that it may use; after an error they are still the caller's. What is missing is leased for `purpose`.
 
         Raises PoolExhausted past the budget, and what PageCache.take and Mapper.map raise.
         """
@@ -65,7 +71,7 @@ class RowPages:
             taken = sum(page_count for _, page_count in places)
             if self.budget_pages is not None and self.is_over_budget(taken):
                 raise PoolExhausted(taken, max(0, self.budget_pages - self.held_pages))
-            dealt, left = self._deal([page_count for _, page_count in places], after, offering, undo)
+            dealt, left = self._deal([page_count for _, page_count in places], after, offering, purpose, undo)
             for (address, _), extents in zip(places, dealt, strict=True):
                 for chunk_address, chunk in self._chunks(address, extents):
                     self._mapper.map(chunk_address, chunk)
@@ -147,17 +153,22 @@ class RowPages:
             memory(address - self._start, size_bytes).copy_(content)
 
     def _deal(
-        self, runs: Sequence[int], after: Sequence[int | None] | None, offering: Sequence[Extent], undo: ExitStack
+        self,
+        runs: Sequence[int],
+        after: Sequence[int | None] | None,
+        offering: Sequence[Extent],
+        purpose: LeasePurpose,
+        undo: ExitStack,
     ) -> tuple[list[list[Extent]], list[Extent]]:
         """Pages for the runs, from what is offered and, for the rest, the cache; and what is left of the offer."""
         if not offering:
-            dealt = self._pages.take(runs, after)
+            dealt = self._pages.take(runs, after, purpose)
             undo.callback(self._pages.put, list(chain.from_iterable(dealt)))
             return dealt, []
         free = FreeExtents(offering)
         missing = sum(runs) - free.page_count
         if missing > 0:
-            (added,) = self._pages.take([missing])
+            (added,) = self._pages.take([missing], None, purpose)
             undo.callback(self._pages.put, added)
             for extent in added:
                 free.give_back(extent)

@@ -17,6 +17,7 @@ from vattention.layout import Counts, Geometry, RowArithmetic
 from vattention.lookahead import Pace
 from vattention.marks import Mark
 from vattention.page_cache import PageCache, PageUser
+from vattention.page_source import LeasePurpose
 from vattention.row_pages import RowPages, Stretch
 from vattention.slots import SlotTable
 
@@ -144,9 +145,11 @@ class Rows:
             commit()
 
     def extend_ahead(self, rows: RowNumbers, extra: Counts, *, is_due: bool) -> bool:
-        """Map more pages of rows before they are needed; with `is_due`, idle ones are given up. False if short."""
+        """Map more pages of rows before they are needed; with `is_due`, idle ones are given up, and others are leased
+        even where somebody waits for pages. False if short."""
+        purpose = LeasePurpose.GROW if is_due else LeasePurpose.AHEAD
         try:
-            self._extend(rows, extra)
+            self._extend(rows, extra, purpose=purpose)
         except SHORT:
             offering = self.reclaim(self._pool_pages(extra), {}, finished_only=True) if is_due else []
             if not offering:
@@ -232,10 +235,16 @@ class Rows:
             undo.pop_all()
         return missing
 
-    def _extend(self, rows: RowNumbers, extra: Counts, offering: Sequence[Extent] = ()) -> None:
+    def _extend(
+        self,
+        rows: RowNumbers,
+        extra: Counts,
+        offering: Sequence[Extent] = (),
+        purpose: LeasePurpose = LeasePurpose.GROW,
+    ) -> None:
         stretches = self.stretches_after(rows.tolist(), extra)
         started_s = self._clock()
-        self.behind.map(stretches, offering)
+        self.behind.map(stretches, offering, purpose)
         self.pace.note_mapping(self._pool_pages(extra), self._clock() - started_s)
 
     def stretches_after(self, rows: Iterable[int], extra: Counts) -> list[Stretch]:

@@ -10,6 +10,7 @@ VattError
 ├── SessionFenced           the session's stream broke; re-attach
 ├── TokenRefused            not a token that this vattd handed out to this process
 ├── SessionEvicted          an operator asked this session to leave
+├── KillRefused             the kernel does not let vattd end the process
 ├── TenantDenied            the tenant is not this user's
 ├── TenantUnknown           nothing was reserved for this tenant
 ├── Overcommitted           more would be promised than there is
@@ -110,6 +111,12 @@ class SessionEvicted(VattError):
     """An operator asked this session to leave: it keeps what it holds until it gives it back, and gets no new pages."""
 
     reason = "SESSION_EVICTED"
+
+
+class KillRefused(VattError):
+    """The kernel does not let vattd end a session's process: it is another user's, and vattd is not root."""
+
+    reason = "KILL_REFUSED"
 
 
 class TenantDenied(VattError, PermissionError):

@@ -15,6 +15,7 @@ from vatt.errors import (
     DeviceLost,
     DriverError,
     InvalidRequest,
+    KillRefused,
     OutOfMemory,
     PageNotHeld,
     PoolExhausted,
@@ -24,10 +25,12 @@ from vatt.errors import (
 )
 from vatt.pages import Extent
 from vattd.driver_thread import GOES_AHEAD_OF, DriverThread, Urgency
+from vattd.engines import NoEngines
+from vattd.guarantee import Access, Guarantee
 from vattd.ledger import Ledger, PageRun
 from vattd.lending import MAX_WAITING_OF_SESSION
 from vattd.pool import Pool
-from vattd.rules import PoolLimits
+from vattd.rules import PoolLimits, PoolRules
 from vattd.snapshot import PageState
 from vattd.stock import Stock
 from vattd.wish import Purpose, Wish
@@ -38,14 +41,17 @@ MAX_PAGES = 64
 class Bench:
     """A pool at work, and what it said was broken."""
 
-    def __init__(self, driver: FakeDriver, *, headroom_pages: int = 0, min_pages: int = 0) -> None:
+    def __init__(
+        self, driver: FakeDriver, *, headroom_pages: int = 0, min_pages: int = 0, kill_after_s: float | None = None
+    ) -> None:
         self.driver = driver
         self.broken: list[BaseException] = []
         stock = Stock(MAX_PAGES, shares_zone=driver.recycles_across_tenants)
         self.ledger = Ledger(stock, page_size_bytes=4096, incarnation=1)
         self.thread = DriverThread()
         limits = PoolLimits(min_pages * 4096, MAX_PAGES * 4096, headroom_pages * 4096)
-        self.pool = Pool(self.ledger, driver, self.thread, limits, self.broken.append)
+        rules = PoolRules(reclaim_within_s=0.01, kill_after_s=kill_after_s)
+        self.pool = Pool(self.ledger, driver, self.thread, limits, self.broken.append, rules)
         self._requests = 0
 
     def counts(self) -> dict[str, int]:
@@ -73,7 +79,7 @@ def page_count_of(runs: Sequence[PageRun]) -> int:
     return sum(run.extent.page_count for run in runs)
 
 
-def at_work(driver: FakeDriver, story: Callable[[Bench], Awaitable[None]], **limits: int) -> Bench:
+def at_work(driver: FakeDriver, story: Callable[[Bench], Awaitable[None]], **limits: Any) -> Bench:
     """Run a story against a pool at work. Whatever happens in it, every page must be accounted for in the end."""
 
     async def run() -> Bench:
@@ -507,3 +513,48 @@ def test_a_running_request_goes_ahead_of_new_ones_that_wait() -> None:
         await asyncio.gather(large, small)
 
     at_work(FakeDriver(), story)
+
+
+def test_a_session_that_may_not_be_killed_is_passed_over_and_the_pool_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    class Protected(NoEngines):
+        killed: list[str] = []  # noqa: RUF012
+
+        def kill(self, session_id: str, cause: str) -> None:
+            if session_id == "b":
+                raise KillRefused("it is another user's")
+            self.killed.append(session_id)
+
+    async def story(bench: Bench) -> None:
+        engines = bench.pool.engines = Protected()
+        for session_id in "bca":
+            bench.pool.open_session(session_id, session_id, 0)
+        await bench.lease("b", MAX_PAGES // 2)
+        await bench.lease("c", MAX_PAGES // 2)
+        bench.pool.configure("a", Guarantee(min_pages=MAX_PAGES // 2 + 1), Access(frozenset({0})))
+        deadline_s = asyncio.get_running_loop().time() + 5
+        waits = asyncio.create_task(bench.lease("a", MAX_PAGES // 2 + 1, purpose=Purpose.ADMIT, deadline_s=deadline_s))
+        await bench.until(lambda: engines.killed == ["c"])
+        waits.cancel()
+        assert bench.pool.pressure.reclaims.counts.killed == 1
+
+    bench = at_work(FakeDriver(), story, kill_after_s=0.02)
+    assert not bench.broken
+    assert "session b goes on: it is another user's" in caplog.text
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_pool_ends_when_it_is_told_to_also_in_the_moment_in_which_something_changes(turns: int) -> None:
+    async def run() -> None:
+        bench = Bench(FakeDriver())
+        work = asyncio.create_task(bench.pool.run())
+        for _ in range(8):
+            await asyncio.sleep(0)
+        bench.pool.ask_again("nobody")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        work.cancel()
+        done, _ = await asyncio.wait([work], timeout=5)
+        bench.thread.close()
+        assert done, "it goes on"
+
+    asyncio.run(run())

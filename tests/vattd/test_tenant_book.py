@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.vattd.fake_driver import FakeDriver
-from vatt.errors import InvalidRequest, Overcommitted, SystemLimit, TenantUnknown
+from vatt.errors import InvalidRequest, Overcommitted, SystemLimit, TenantDenied, TenantUnknown
 from vattd.driver_thread import DriverThread
 from vattd.guarantee import Access, MinMode
 from vattd.ledger import Ledger
@@ -44,6 +46,15 @@ class Shelf:
         self.told: list[str] = []
         self.file = StateFile(directory / "host.tenants.json")
         self.book = TenantBook(self.pool, self.file, configured or {}, OWN_UID, self.told.append)
+
+    def reserve(self, name: str, change: Change) -> Reservation:
+        return asyncio.run(self.book.reserve(name, change))
+
+    def unreserve(self, name: str) -> None:
+        asyncio.run(self.book.unreserve(name))
+
+    def expire(self, now_s: float) -> None:
+        asyncio.run(self.book.expire(now_s))
 
     def min_pages(self, name: str) -> int:
         tenant = self.pool.ledger.tenant(name)
@@ -95,8 +106,8 @@ def test_a_state_file_with_anything_else_in_a_field_is_refused_and_never_crashes
 
 def test_what_a_command_set_is_there_again_after_a_restart(tmp_path: Path) -> None:
     first = Shelf(tmp_path)
-    first.book.reserve("a", Change(min_bytes=5 * PAGE, weight=7, mode=MinMode.HARD))
-    first.book.reserve("a", Change(max_bytes=9 * PAGE))
+    first.reserve("a", Change(min_bytes=5 * PAGE, weight=7, mode=MinMode.HARD))
+    first.reserve("a", Change(max_bytes=9 * PAGE))
     again = Shelf(tmp_path)
     found = again.book.in_force("a")
     assert found is not None
@@ -108,7 +119,7 @@ def test_what_a_command_set_is_there_again_after_a_restart(tmp_path: Path) -> No
 
 def test_a_change_that_cannot_be_written_is_not_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = Shelf(tmp_path)
-    shelf.book.reserve("a", Change(min_bytes=PAGE))
+    shelf.reserve("a", Change(min_bytes=PAGE))
     before = shelf.file.path.read_text()
 
     def full(source: object, target: object) -> None:
@@ -116,9 +127,9 @@ def test_a_change_that_cannot_be_written_is_not_in_force(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "rename", full)
     with pytest.raises(SystemLimit, match=r"No space left on device.*nothing was changed"):
-        shelf.book.reserve("a", Change(min_bytes=2 * PAGE))
+        shelf.reserve("a", Change(min_bytes=2 * PAGE))
     with pytest.raises(SystemLimit):
-        shelf.book.unreserve("a")
+        shelf.unreserve("a")
     assert (shelf.min_pages("a"), shelf.book.revision, shelf.told) == (1, 1, ["a"])
     assert shelf.file.path.read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == [shelf.file.path.name], "nothing half-written stays"
@@ -126,7 +137,7 @@ def test_a_change_that_cannot_be_written_is_not_in_force(tmp_path: Path, monkeyp
 
 def test_a_change_that_the_pool_refuses_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = Shelf(tmp_path)
-    shelf.book.reserve("a", Change(min_bytes=PAGE))
+    shelf.reserve("a", Change(min_bytes=PAGE))
     before = shelf.file.read()
 
     def refuse(*arguments: object) -> None:
@@ -134,7 +145,7 @@ def test_a_change_that_the_pool_refuses_is_not_written(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(shelf.pool, "configure", refuse)
     with pytest.raises(InvalidRequest):
-        shelf.book.reserve("b", Change(min_bytes=PAGE))
+        shelf.reserve("b", Change(min_bytes=PAGE))
     assert shelf.file.read() == before
     assert shelf.book.in_force("b") is None
 
@@ -150,26 +161,26 @@ def test_a_file_is_never_half_written_and_only_its_owner_reads_it(tmp_path: Path
 def test_mins_are_checked_together_with_those_of_the_configuration(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, {"c": Reservation(OURS, min_bytes=40 * PAGE)})
     with pytest.raises(Overcommitted, match="too much"):
-        shelf.book.reserve("a", Change(min_bytes=25 * PAGE))
-    shelf.book.reserve("c", Change(min_bytes=10 * PAGE))
-    shelf.book.reserve("a", Change(min_bytes=54 * PAGE))
+        shelf.reserve("a", Change(min_bytes=25 * PAGE))
+    shelf.reserve("c", Change(min_bytes=10 * PAGE))
+    shelf.reserve("a", Change(min_bytes=54 * PAGE))
     with pytest.raises(Overcommitted):
-        shelf.book.unreserve("c")  # the configuration's 40 pages would not fit any more
+        shelf.unreserve("c")  # the configuration's 40 pages would not fit any more
     assert shelf.min_pages("c") == 10
 
 
 def test_a_reservation_ends_in_time_and_the_configuration_holds_again(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, {"c": Reservation(OURS, min_bytes=3 * PAGE)})
-    shelf.book.reserve("c", Change(min_bytes=9 * PAGE, until_s=100.0))
-    shelf.book.reserve("c", Change(weight=2))
+    shelf.reserve("c", Change(min_bytes=9 * PAGE, until_s=100.0))
+    shelf.reserve("c", Change(weight=2))
     assert shelf.book.next_end_s() == 100.0, "what is not given stays as it was"
-    shelf.book.expire(99.0)
+    shelf.expire(99.0)
     assert shelf.min_pages("c") == 9
-    shelf.book.expire(100.0)
+    shelf.expire(100.0)
     assert shelf.min_pages("c") == 3
     assert shelf.book.next_end_s() is None
-    shelf.book.reserve("c", Change(until_s=200.0))
-    shelf.book.reserve("c", Change(until_s=math.inf))
+    shelf.reserve("c", Change(until_s=200.0))
+    shelf.reserve("c", Change(until_s=math.inf))
     assert shelf.book.next_end_s() is None
 
 
@@ -177,36 +188,75 @@ def test_a_reservation_that_cannot_be_ended_is_tried_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf = Shelf(tmp_path)
-    shelf.book.reserve("a", Change(min_bytes=PAGE, until_s=100.0))
+    shelf.reserve("a", Change(min_bytes=PAGE, until_s=100.0))
 
     def full(state: State) -> None:
         raise SystemLimit("no space")
 
     monkeypatch.setattr(shelf.file, "write", full)
-    shelf.book.expire(100.0)
+    shelf.expire(100.0)
     assert shelf.min_pages("a") == 1
     assert shelf.book.next_end_s() == 160.0
+    found = shelf.book.in_force("a")
+    assert found is not None
+    assert found[0].until_s == 100.0, "what was said stays as it was said"
     monkeypatch.undo()
-    shelf.book.expire(160.0)
+    shelf.expire(160.0)
     assert shelf.min_pages("a") == 0
 
 
 def test_the_first_reservation_of_a_tenant_leaves_it_to_whom_it_belongs(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
     shelf.pool.ledger.open_session("s", "theirs", 2000)
-    assert shelf.book.reserve("theirs", Change(weight=2)).access == Access(frozenset([2000]))
-    assert shelf.book.reserve("new", Change(weight=2)).access == OURS
+    assert shelf.reserve("theirs", Change(weight=2)).access == Access(frozenset([2000]))
+    shelf.reserve("theirs", Change(access=Access(frozenset([3, 2000]))))
+    shelf.unreserve("theirs")
+    with pytest.raises(TenantDenied, match="belongs to uid 2000"):
+        shelf.pool.ledger.open_session("t", "theirs", 3)
+    assert shelf.reserve("new", Change(weight=2)).access == OURS
     everybody = Access(frozenset(), frozenset([100]))
-    assert shelf.book.reserve("new", Change(access=everybody)).access == everybody
-    assert shelf.book.reserve("new", Change(weight=3)).access == everybody
+    assert shelf.reserve("new", Change(access=everybody)).access == everybody
+    assert shelf.reserve("new", Change(weight=3)).access == everybody
+
+
+def test_changes_come_one_after_the_other_and_a_slow_disk_keeps_nobody_from_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(tmp_path)
+    write, may_write, revisions = shelf.file.write, threading.Event(), []
+
+    def slow(state: State) -> None:
+        assert may_write.wait(10)
+        revisions.append(state.revision)
+        write(state)
+
+    monkeypatch.setattr(shelf.file, "write", slow)
+
+    async def story() -> None:
+        first = asyncio.create_task(shelf.book.reserve("a", Change(min_bytes=40 * PAGE)))
+        second = asyncio.create_task(shelf.book.reserve("b", Change(min_bytes=40 * PAGE)))
+        third = asyncio.create_task(shelf.book.reserve("b", Change(min_bytes=PAGE)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not first.done()
+        assert shelf.min_pages("a") == 0, "not in force before it is on disk"
+        first.cancel()  # its caller goes away: it is done as a whole all the same
+        may_write.set()
+        with pytest.raises(Overcommitted):
+            await second
+        await third
+
+    asyncio.run(story())
+    assert (shelf.min_pages("a"), shelf.min_pages("b"), revisions, shelf.told) == (40, 1, [1, 2], ["a", "b"])
+    assert shelf.file.read().revision == 2
 
 
 def test_only_what_a_command_set_can_be_unreserved(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, {"c": Reservation(OURS)})
     with pytest.raises(InvalidRequest, match="configuration file"):
-        shelf.book.unreserve("c")
+        shelf.unreserve("c")
     with pytest.raises(TenantUnknown):
-        shelf.book.unreserve("nobody")
+        shelf.unreserve("nobody")
 
 
 def test_more_tenants_than_a_message_can_name_are_counted() -> None:

@@ -21,7 +21,7 @@ from vatt.v1 import vatt_pb2 as pb
 
 MIB = 1 << 20
 POOL = ["--pool-max", "64MiB", "--page-size", "1MiB", "--headroom", "0"]
-ADMIT = pb.LEASE_PURPOSE_ADMIT
+ADMIT, AHEAD = pb.LEASE_PURPOSE_ADMIT, pb.LEASE_PURPOSE_AHEAD
 
 
 @pytest.fixture
@@ -379,6 +379,22 @@ def test_a_smaller_pool_than_what_was_promised_keeps_vattd_from_starting_with_th
     assert "40.0 MiB together (a 40.0 MiB), and the pool has 32.0 MiB: 8.00 MiB too much" in result.stderr
 
 
+def test_whose_user_may_not_use_the_tenant_any_more_cannot_resume_and_keeps_what_it_holds(
+    vattd: Vattd, op: Operator
+) -> None:
+    with RawEngine(vattd.sockets, "a") as engine:
+        engine.lease(8)
+        op.reserve("a", access=pb.AccessList(uids=[12345]))
+        engine.stream.cancel()
+        op.until(lambda status: [session.state for session in status.sessions] == ["fenced"])
+        with pytest.raises(grpc.RpcError) as caught:
+            RawEngine(vattd.sockets, "a", resume=engine.key)
+        assert reason_of(caught.value) == "TENANT_DENIED"
+        assert op.session(engine.key.session_id).leased_bytes == 8 * MIB
+        op.reserve("a", access=pb.AccessList(uids=[os.getuid()]))
+        RawEngine(vattd.sockets, "a", resume=engine.key).close()
+
+
 # The configuration file
 
 
@@ -443,6 +459,14 @@ def test_an_evicted_session_is_asked_for_all_and_gets_no_more(vattd: Vattd, op: 
         assert op.session(engine.key.session_id).asked_back_bytes == 0
 
 
+def test_an_evicted_session_is_told_again_what_it_was_granted(vattd: Vattd, op: Operator) -> None:
+    """Its first answer may have been lost: it would not know what to give back."""
+    with RawEngine(vattd.sockets, "a") as engine:
+        runs = engine.lease(8, request_id="lost")
+        op.admin.Evict(pb.EvictRequest(session_id=engine.key.session_id))
+        assert engine.lease(8, request_id="lost") == runs
+
+
 def test_evicting_with_kill_ends_the_process_and_brings_its_pages_back(vattd: Vattd, op: Operator) -> None:
     with start_borrower(vattd, 16) as borrower:
         assert borrower.stdout is not None
@@ -450,6 +474,23 @@ def test_evicting_with_kill_ends_the_process_and_brings_its_pages_back(vattd: Va
         op.admin.Evict(pb.EvictRequest(session_id=session_id, kill=True))
         assert borrower.wait(10) == -signal.SIGKILL
         op.until(lambda status: not status.sessions and count_of(status, "leased") == 0)
+
+
+def test_what_nobody_needs_yet_is_refused_where_somebody_waits(vattd: Vattd, op: Operator) -> None:
+    with RawEngine(vattd.sockets, "a") as engine, RawEngine(vattd.sockets, "b") as reader:
+        held = reader.lease(40)
+        assert page_count_of(reader.lease(4, fewest=1, purpose=AHEAD)) == 4
+        thread, outcome = in_thread(lambda: engine.lease(50, purpose=ADMIT, wait_s=20))
+        op.until(lambda status: status.pool.waiting_pages == 50)
+        assert refusal(reader.lease, 4, fewest=1, purpose=AHEAD)[0] == "POOL_EXHAUSTED"
+        assert page_count_of(reader.lease(1)) == 1, "what runs goes on"
+        reader.give_back(held)
+        thread.join()
+        assert page_count_of(outcome[0]) == 50
+        assert page_count_of(reader.lease(4, fewest=1, purpose=AHEAD)) == 4
+        op.admin.Drain(pb.DrainRequest())
+        assert refusal(reader.lease, 1, purpose=AHEAD)[0] == "DRAINING"
+        assert "only an ADMIT waits" in refusal(reader.lease, 1, purpose=AHEAD, wait_s=1)[1]
 
 
 def test_a_draining_vattd_begins_nothing_new_and_lets_what_runs_grow(vattd: Vattd, op: Operator) -> None:

@@ -38,8 +38,9 @@ class FakeSource:
         purpose: LeasePurpose = LeasePurpose.GROW,
         wait_s: float = 0.0,
     ) -> list[Extent]:
-        assert purpose is LeasePurpose.GROW
         assert wait_s == 0
+        is_ahead = purpose is LeasePurpose.AHEAD
+        assert is_ahead is (threading.current_thread().name == "vattention-pages"), "only a refill is ahead of need"
         with self.changed:
             self.changed.notify_all()
             if self.failure is not None:

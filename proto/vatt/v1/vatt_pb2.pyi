@@ -125,7 +125,13 @@ class _LeasePurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeasePur
     LEASE_PURPOSE_ADMIT: _LeasePurpose.ValueType  # 1
     """A new request: may queue for `wait`."""
     LEASE_PURPOSE_GROW: _LeasePurpose.ValueType  # 2
-    """A running request: answered at once, so that a running engine preempts instead of waiting while it holds."""
+    """A running request: answered at once, so that a running engine preempts instead of waiting while it holds.
+    vattd takes the engine's word for it.
+    """
+    LEASE_PURPOSE_AHEAD: _LeasePurpose.ValueType  # 3
+    """Nobody needs the pages yet: answered at once, and refused while free pages are gathered for somebody who waits, while
+    a request of the same tenant queues, and while vattd is drained. A refusal breaks no promise.
+    """
 
 class LeasePurpose(_LeasePurpose, metaclass=_LeasePurposeEnumTypeWrapper): ...
 
@@ -133,7 +139,13 @@ LEASE_PURPOSE_UNSPECIFIED: LeasePurpose.ValueType  # 0
 LEASE_PURPOSE_ADMIT: LeasePurpose.ValueType  # 1
 """A new request: may queue for `wait`."""
 LEASE_PURPOSE_GROW: LeasePurpose.ValueType  # 2
-"""A running request: answered at once, so that a running engine preempts instead of waiting while it holds."""
+"""A running request: answered at once, so that a running engine preempts instead of waiting while it holds.
+vattd takes the engine's word for it.
+"""
+LEASE_PURPOSE_AHEAD: LeasePurpose.ValueType  # 3
+"""Nobody needs the pages yet: answered at once, and refused while free pages are gathered for somebody who waits, while
+a request of the same tenant queues, and while vattd is drained. A refusal breaks no promise.
+"""
 Global___LeasePurpose: _TypeAlias = LeasePurpose  # noqa: Y015
 
 @_typing.final
@@ -552,7 +564,7 @@ class LeasePagesRequest(_message.Message):
     def key(self) -> Global___SessionKey: ...
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """How long an ADMIT may queue; at most an hour. Unset: answer at once. Refused for GROW."""
+        """How long an ADMIT may queue; at most an hour. Unset: answer at once. Refused for the others."""
 
     def __init__(
         self,

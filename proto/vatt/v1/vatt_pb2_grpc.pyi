@@ -62,7 +62,8 @@ class EngineServiceStub:
     The first message is Attached. When the stream breaks and the process lives, the session is fenced: it keeps its
     pages and gets no new ones, until it re-attaches (see AttachRequest.resume).
     Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant is not this
-    user's), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions).
+    user's, nor, to resume, any more), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions),
+    UNAVAILABLE (DRAINING: no new sessions, but one may resume), NOT_FOUND (SESSION_UNKNOWN: nothing to resume).
     """
     LeasePages: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.LeasePagesRequest, _vatt_pb2.LeasePagesResponse]
     """Lends pages to a session. Idempotent per `request_id`: a repeat returns the first answer, less what has been
@@ -109,7 +110,8 @@ class EngineServiceAsyncStub(EngineServiceStub):
     The first message is Attached. When the stream breaks and the process lives, the session is fenced: it keeps its
     pages and gets no new ones, until it re-attaches (see AttachRequest.resume).
     Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant is not this
-    user's), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions).
+    user's, nor, to resume, any more), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions),
+    UNAVAILABLE (DRAINING: no new sessions, but one may resume), NOT_FOUND (SESSION_UNKNOWN: nothing to resume).
     """
     LeasePages: _aio.UnaryUnaryMultiCallable[_vatt_pb2.LeasePagesRequest, _vatt_pb2.LeasePagesResponse]  # type: ignore[assignment]
     """Lends pages to a session. Idempotent per `request_id`: a repeat returns the first answer, less what has been
@@ -159,7 +161,8 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         The first message is Attached. When the stream breaks and the process lives, the session is fenced: it keeps its
         pages and gets no new ones, until it re-attaches (see AttachRequest.resume).
         Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant is not this
-        user's), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions).
+        user's, nor, to resume, any more), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions),
+        UNAVAILABLE (DRAINING: no new sessions, but one may resume), NOT_FOUND (SESSION_UNKNOWN: nothing to resume).
         """
 
     @_abc_1.abstractmethod
@@ -257,7 +260,7 @@ class AdminServiceStub:
     """Gives idle memory back to the device at once: all but the pool's minimum and unused hard mins."""
     Evict: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.EvictRequest, _vatt_pb2.EvictResponse]
     """Asks a session for all its pages and lends it no more; or kills its process.
-    Errors: NOT_FOUND (SESSION_UNKNOWN).
+    Errors: NOT_FOUND (SESSION_UNKNOWN), PERMISSION_DENIED (KILL_REFUSED: the kernel does not let vattd kill the process).
     """
     Drain: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.DrainRequest, _vatt_pb2.DrainResponse]
     """Begins a drain: new sessions and new requests (ADMIT) are refused, running ones may grow, idle pages are asked back.
@@ -285,7 +288,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Gives idle memory back to the device at once: all but the pool's minimum and unused hard mins."""
     Evict: _aio.UnaryUnaryMultiCallable[_vatt_pb2.EvictRequest, _vatt_pb2.EvictResponse]  # type: ignore[assignment]
     """Asks a session for all its pages and lends it no more; or kills its process.
-    Errors: NOT_FOUND (SESSION_UNKNOWN).
+    Errors: NOT_FOUND (SESSION_UNKNOWN), PERMISSION_DENIED (KILL_REFUSED: the kernel does not let vattd kill the process).
     """
     Drain: _aio.UnaryUnaryMultiCallable[_vatt_pb2.DrainRequest, _vatt_pb2.DrainResponse]  # type: ignore[assignment]
     """Begins a drain: new sessions and new requests (ADMIT) are refused, running ones may grow, idle pages are asked back.
@@ -340,7 +343,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vatt_pb2.EvictResponse, _abc.Awaitable[_vatt_pb2.EvictResponse]]:
         """Asks a session for all its pages and lends it no more; or kills its process.
-        Errors: NOT_FOUND (SESSION_UNKNOWN).
+        Errors: NOT_FOUND (SESSION_UNKNOWN), PERMISSION_DENIED (KILL_REFUSED: the kernel does not let vattd kill the process).
         """
 
     @_abc_1.abstractmethod
