@@ -291,13 +291,16 @@ class Rows:
             lowered = self._lower(row, keep, length)
         return self._unmap(lowered)
 
-    def _cut_when_done(self, row: int, keep: Counts) -> list[Extent]:
-        """Unmap a row's pages past the first `keep` and past its tokens, once the device is done with them."""
+    def _cut_when_done(self, row: int, keep: Counts, *, waits: bool = True) -> list[Extent]:
+        """Unmap a row's pages past the first `keep` and past its tokens, once the device is done with them; without
+        `waits`, none if it is not."""
         while True:
             if not (self.table.mapped[row] > keep).any():
                 mark = self.table.marks[row]  # there is nothing to wait for
             else:
                 mark = self.mark_of(row)
+                if not waits and not mark.done():
+                    return []
                 mark.wait()
             with self.state:
                 if self.table.marks[row] is not mark:
@@ -373,10 +376,10 @@ class Rows:
             for rows in (finished,) if finished_only else (finished, running):
                 for row in self._largest_first(rows, wanted):
                     short = page_count - page_count_of(freed)
-                    if short > 0 and (waits or self.mark_of(row).done()):
+                    if short > 0:
                         # A finished slot may be wanted too: a step's new request begins in it, with the pages it has.
                         floor = self.arithmetic.pages(max(int(self.table.length[row]), wanted.get(row, 0)))
-                        freed += self.cut_most(row, short, floor)
+                        freed += self.cut_most(row, short, floor, waits=waits)
             undo.pop_all()
         return freed
 
@@ -394,17 +397,18 @@ class Rows:
             wanted = {row: int(self.table.expected[row]) for row in np.flatnonzero(self.table.in_use).tolist()}
         return self.reclaim(page_count, wanted, finished_only=finished_only, waits=False)
 
-    def cut_most(self, row: int, page_count: int, floor: Counts) -> list[Extent]:
+    def cut_most(self, row: int, page_count: int, floor: Counts, *, waits: bool = True) -> list[Extent]:
         """Unmap about `page_count` of the pool's pages from a row's end, none of the first `floor`, once the device is
-        done with them."""
+        done with them; without `waits`, none if it is not."""
         if self.table.spoilt[row] and not floor.any():
-            return self.empty(row)
+            return self._cut_when_done(row, np.zeros(len(self._bands), dtype=np.int64), waits=waits)
         over = np.maximum(self.table.mapped[row] - floor, 0)
         whole = int(self.arithmetic.pool_pages(over))
         if whole == 0:
             return []
         part = min(1.0, page_count / whole)
-        return self._cut_when_done(row, self.table.mapped[row] - np.ceil(over * part).astype(np.int64))
+        keep = self.table.mapped[row] - np.ceil(over * part).astype(np.int64)
+        return self._cut_when_done(row, keep, waits=waits)
 
     def _largest_first(self, rows: RowNumbers, wanted: dict[int, int]) -> list[int]:
         """Rows with pages that nobody needs."""

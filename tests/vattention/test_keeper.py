@@ -494,3 +494,25 @@ def test_a_fence_that_fails_does_not_end_the_background(caplog: pytest.LogCaptur
         assert cache.settle(60)
         assert cache.stats().mapped_bytes < mapped
     host.close()
+
+
+def test_gathering_idle_pages_never_waits_also_for_a_slot_that_is_used_once_more_in_that_moment() -> None:
+    used: list[int] = []
+
+    class ReusedProof(WorkProof):
+        def done(self) -> bool:
+            is_done = super().done()
+            if is_done and not used:
+                used.append(cache.acquire_slot(200))
+                work.use(cache, used[0], 200)
+                cache.free_slot(used[0])
+            return is_done
+
+    with quiet_cache(page_count=80, fence=lambda work: lambda: ReusedProof(work, work.submitted)) as (cache, work):
+        cache.step([300, 0, 0, 0])
+        work.use(cache, 0, 300)
+        cache.step([0, 0, 0, 0])
+        work.finish()
+        assert cache.gather_idle(10) == []
+        assert used == [0]
+        assert work.waits == 0
