@@ -23,6 +23,7 @@ MAY_IMPORT = {
 PURE = [
     "vattd/ledger.py",
     "vattd/stock.py",
+    "vattd/tenants.py",
     "vattd/policy.py",
     "vattd/lending.py",
     "vattd/wish.py",

@@ -21,7 +21,6 @@ from vatt.v1 import vatt_pb2_grpc
 from vattd import __version__
 from vattd.audit import AuditLog
 from vattd.guarantee import Access
-from vattd.ledger import Tenant
 from vattd.messages import (
     access_message,
     device_message,
@@ -40,6 +39,7 @@ from vattd.service import Context, rpc
 from vattd.sessions import DRAINING, EngineSession, Sessions
 from vattd.snapshot import SessionView, Snapshot, TenantView
 from vattd.tenant_book import Change, TenantBook
+from vattd.tenants import Tenant
 from vattention.vmm.driver import PhysicalDriver
 
 # gRPC metadata: who types, by the client's own word.

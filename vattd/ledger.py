@@ -1,4 +1,4 @@
-"""The ledger: which tenant's session holds which page.
+"""The ledger: which session holds which page.
 
 Pure: it knows no driver, clock, socket or log. One event loop writes it. What is not lent is in its `stock`.
 """
@@ -9,17 +9,16 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from vatt.errors import InvalidRequest, LeaseCancelled, LimitExceeded, PoolExhausted, SessionUnknown, TenantDenied
+from vatt.errors import InvalidRequest, LeaseCancelled, LimitExceeded, PoolExhausted, SessionUnknown
 from vatt.pages import Extent, LedgerBug, extents_of
 from vatt.usage import Usage
 from vattd.guarantee import NO_GUARANTEE, Access, Guarantee
 from vattd.snapshot import SessionView, Snapshot, TenantView
 from vattd.stock import Shelf, Stock
+from vattd.tenants import Tenant, Tenants
 
 # A repeated lease is answered from memory for this many leases of its session; a retry comes within one or two.
 REMEMBERED_LEASES = 512
-# Anybody may name a new tenant, so their number is bounded.
-MAX_TENANTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +27,6 @@ class PageRun:
 
     extent: Extent
     generation: int
-
-
-@dataclass(slots=True, eq=False)
-class Tenant:
-    """A named budget. `access` is None until somebody configures it: then only its owner may use it."""
-
-    name: str
-    owner_uid: int | None  # whose first session named it; None before that
-    shelf: Shelf
-    guarantee: Guarantee = NO_GUARANTEE
-    access: Access | None = None
-    session_count: int = 0
-    waits: int = 0  # leases that waited and were granted
-    waited_s: float = 0.0  # and how long they did in all
-
-    @property
-    def held_pages(self) -> int:
-        """Leased by its sessions."""
-        return self.shelf.lent_pages
-
-    @property
-    def is_configured(self) -> bool:
-        return self.access is not None
 
 
 @dataclass(slots=True, eq=False)
@@ -79,11 +55,7 @@ class Ledger:
         self.page_size_bytes = page_size_bytes
         # The next vattd's generations begin later: 2**32 leases take longer than the second between incarnations.
         self._next_generation = incarnation << 32
-        self._tenants: dict[str, Tenant] = {}
-        self._sessionless: dict[str, Tenant] = {}  # those of them without a session
-        self._promised: dict[str, Tenant] = {}  # those with a min
-        self._promised_pages = 0  # the sum of their mins
-        self._limited: dict[str, Tenant] = {}  # those with a max
+        self._tenants = Tenants(stock)
         self._sessions: dict[str, _Session] = {}
         self._mapped_pages = 0
         self._peak_leased_pages = 0
@@ -94,30 +66,18 @@ class Ledger:
 
         Raises InvalidRequest if there are too many tenants. Sessions stay, whoever may use the tenant from now on.
         """
-        tenant = self._tenants.get(name) or self._open_tenant(name)
-        self._set(tenant, guarantee, access)
+        self._tenants.set(self._tenants.find_or_open(name), guarantee, access)
 
     def unconfigure(self, name: str) -> None:
         """The tenant has no guarantee any more, and belongs to whom it belonged to."""
-        if name in self._tenants:
-            self._set(self._tenants[name], NO_GUARANTEE, None)
-
-    def _set(self, tenant: Tenant, guarantee: Guarantee, access: Access | None) -> None:
-        self._promised_pages += guarantee.min_pages - tenant.guarantee.min_pages
-        tenant.guarantee, tenant.access = guarantee, access
-        self.stock.keep_for(tenant.shelf, guarantee.hard_pages)
-        for those, belongs in (
-            (self._promised, guarantee.min_pages > 0),
-            (self._limited, guarantee.max_pages is not None),
-        ):
-            those.pop(tenant.name, None)
-            if belongs:
-                those[tenant.name] = tenant
+        tenant = self._tenants.get(name)
+        if tenant is not None:
+            self._tenants.set(tenant, NO_GUARANTEE, None)
 
     @property
     def attached_count(self) -> int:
         """How many tenants have a session."""
-        return len(self._tenants) - len(self._sessionless)
+        return self._tenants.attached_count
 
     def tenant(self, name: str) -> Tenant | None:
         return self._tenants.get(name)
@@ -127,28 +87,13 @@ class Ledger:
         if session_id in self._sessions:
             raise LedgerBug(f"session {session_id} is open already")
         self.check_access(tenant, uid, gids)
-        found = self._tenants.get(tenant) or self._open_tenant(tenant)
-        if found.owner_uid is None:
-            found.owner_uid = uid
-        found.session_count += 1
-        self._sessionless.pop(tenant, None)
+        found = self._tenants.find_or_open(tenant)
+        self._tenants.join(found, uid)
         self._sessions[session_id] = _Session(session_id, found)
 
     def check_access(self, tenant: str, uid: int, gids: Iterable[int]) -> None:
         """Raises TenantDenied if the user may not use the tenant."""
-        found = self._tenants.get(tenant)
-        if found is None:
-            return
-        if found.access is not None and not found.access.allows(uid, gids):
-            raise TenantDenied(
-                f"tenant {tenant!r} is for {found.access}, not for uid {uid}: `vattctl reserve {tenant} --allow ...` "
-                "says who may use it, all of them"
-            )
-        if found.access is None and found.owner_uid not in (None, uid):
-            raise TenantDenied(
-                f"tenant {tenant!r} belongs to uid {found.owner_uid}, not to uid {uid}: `vattctl reserve {tenant} "
-                f"--allow {found.owner_uid} --allow {uid}` lets both use it"
-            )
+        self._tenants.check_access(tenant, uid, gids)
 
     def end_session(self, session_id: str, *, unmapped: bool) -> int:
         """Forget a session. Returns how many pages it held.
@@ -163,9 +108,7 @@ class Ledger:
         else:
             self.stock.quarantine(session.tenant.shelf, held)
         self._mapped_pages -= session.usage.mapped_pages
-        session.tenant.session_count -= 1
-        if not session.tenant.session_count:
-            self._sessionless[session.tenant.name] = session.tenant
+        self._tenants.leave(session.tenant)
         del self._sessions[session_id]
         return len(session.generations)
 
@@ -267,19 +210,19 @@ class Ledger:
     @property
     def promised_pages(self) -> int:
         """The sum of all mins."""
-        return self._promised_pages
+        return self._tenants.promised_pages
 
     def promised(self) -> Iterable[Tenant]:
         """Tenants with a min."""
-        return self._promised.values()
+        return self._tenants.promised.values()
 
     def limited(self) -> Iterable[Tenant]:
         """Tenants with a max."""
-        return self._limited.values()
+        return self._tenants.limited.values()
 
     def holding(self) -> Iterable[Tenant]:
         """Tenants that hold pages."""
-        return [tenant for tenant in self._tenants.values() if tenant.held_pages]
+        return [tenant for tenant in self._tenants if tenant.held_pages]
 
     def tenant_of(self, session_id: str) -> Tenant:
         return self._session(session_id).tenant
@@ -290,20 +233,15 @@ class Ledger:
         return self._session(session_id).tenant.shelf
 
     def shelves(self) -> list[Shelf]:
-        return [tenant.shelf for tenant in self._tenants.values()]
+        return [tenant.shelf for tenant in self._tenants]
 
     def idle_shelves(self) -> list[Shelf]:
         """Those of tenants without one."""
-        return [tenant.shelf for tenant in self._sessionless.values()]
+        return [tenant.shelf for tenant in self._tenants.sessionless.values()]
 
     def forget_empty_tenants(self) -> list[int]:
         """Forget tenants without a session, a page and a guarantee. Returns the zones that nothing is left of."""
-        zones = []
-        for tenant in list(self._sessionless.values()):
-            if not tenant.is_configured and self.stock.is_bare(tenant.shelf):
-                del self._tenants[tenant.name], self._sessionless[tenant.name]
-                zones += self.stock.close_shelf(tenant.shelf)
-        return zones
+        return self._tenants.forget_empty()
 
     def snapshot(self) -> Snapshot:
         sessions = tuple(self.session_views())
@@ -331,7 +269,7 @@ class Ledger:
                     waits=tenant.waits,
                     waited_s=tenant.waited_s,
                 )
-                for tenant in self._tenants.values()
+                for tenant in self._tenants
             ),
             sessions=sessions,
         )
@@ -345,13 +283,6 @@ class Ledger:
             return self._sessions[session_id]
         except KeyError:
             raise SessionUnknown(f"no session {session_id!r}: attach again") from None
-
-    def _open_tenant(self, name: str) -> Tenant:
-        if len(self._tenants) >= MAX_TENANTS:
-            raise InvalidRequest(f"there are {MAX_TENANTS} tenants already, the most there can be")
-        tenant = self._tenants[name] = Tenant(name, None, self.stock.open_shelf())
-        self._sessionless[name] = tenant
-        return tenant
 
     def _repeat(self, session: _Session, request_id: str) -> tuple[PageRun, ...]:
         runs = session.leases[request_id]

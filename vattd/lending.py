@@ -19,9 +19,10 @@ from vatt.errors import (
     VattError,
 )
 from vattd.guarantee import Access, Guarantee
-from vattd.ledger import Ledger, PageRun, Tenant
+from vattd.ledger import Ledger, PageRun
 from vattd.policy import Policy
 from vattd.pressure import Pressure, Review
+from vattd.tenants import Tenant
 from vattd.upkeep import Upkeep
 from vattd.wish import Purpose, Waiting, Wish
 from vattd.workshop import Slice, Workshop

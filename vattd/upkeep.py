@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vattd.idle_watch import IdleWatch
-from vattd.ledger import Ledger, Tenant
+from vattd.ledger import Ledger
 from vattd.stock import Shelf
+from vattd.tenants import Tenant
 from vattd.workshop import Slice, Workshop
 
 

@@ -25,13 +25,14 @@ from vatt.usage import Usage
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.gathering import gathering_phase
 from vattd.guarantee import Access, Guarantee, MinMode
-from vattd.ledger import Ledger, PageRun, Tenant
+from vattd.ledger import Ledger, PageRun
 from vattd.lending import Answer, Lending
 from vattd.policy import Policy
 from vattd.pressure import DYING_S, Pressure, PromiseState, Review
 from vattd.reclaim import Reason, Reclaims, Request
 from vattd.share_out import Depth
 from vattd.stock import Stock
+from vattd.tenants import Tenant
 from vattd.upkeep import Upkeep
 from vattd.wish import Party, Purpose, Timing, Waiting, Wish
 from vattd.workshop import Slice, Workshop

@@ -11,9 +11,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from vatt.errors import InvalidRequest, LeaseCancelled, LimitExceeded, PoolExhausted, SessionUnknown, TenantDenied
 from vatt.pages import Extent
 from vatt.usage import Usage
+from vattd.guarantee import Access, Guarantee
 from vattd.ledger import Ledger, PageRun
 from vattd.snapshot import PageState
 from vattd.stock import Stock
+from vattd.tenants import MAX_TENANTS
 
 MAX_PAGES = 40
 PAGE_SIZE = 8  # so that random token bytes fill pages
@@ -257,3 +259,26 @@ def test_pages_made_ahead_go_to_the_first_tenant_that_comes() -> None:
 def test_an_incarnation_that_does_not_fit_a_generation_is_refused(incarnation: int) -> None:
     with pytest.raises(ValueError, match="not a ledger"):
         Ledger(Stock(1, shares_zone=True), page_size_bytes=4096, incarnation=incarnation)
+
+
+def test_as_many_tenants_as_anybody_may_name_and_one_that_is_forgotten_makes_room() -> None:
+    ledger = make_ledger(shares_zone=True)
+    for number in range(MAX_TENANTS):
+        ledger.open_session(f"s{number}", f"t{number}", 0)
+    with pytest.raises(InvalidRequest, match="4096 tenants already"):
+        ledger.open_session("one", "more", 0)
+    with pytest.raises(InvalidRequest, match="4096 tenants already"):
+        ledger.configure("more", Guarantee(), Access(frozenset({0})))
+    ledger.end_session("s7", unmapped=True)
+    ledger.forget_empty_tenants()
+    ledger.open_session("one", "more", 0)
+    assert ledger.tenant("t7") is None
+
+
+def test_a_tenant_that_was_only_reserved_belongs_to_nobody_afterwards() -> None:
+    ledger = make_ledger(shares_zone=True)
+    ledger.configure("a", Guarantee(min_pages=1), Access(frozenset({5, 7})))
+    ledger.unconfigure("a")
+    ledger.open_session("s", "a", 9)
+    with pytest.raises(TenantDenied, match="belongs to uid 9"):
+        ledger.open_session("t", "a", 5)
