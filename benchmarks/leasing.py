@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +27,7 @@ from tests.cudasim import MIB, World
 from tests.daemon import Vattd, pages_of
 from tests.raw_engine import RawEngine, close_all
 from vatt.sockets import Sockets
+from vatt.v1 import vatt_pb2 as pb
 
 CLIENTS = 4
 BATCH = 64
@@ -33,6 +35,10 @@ PAGE = 4096
 POOLS = (1_000, 10_000, 100_000, 1_000_000)
 SESSIONS = (1, 16, 64, 256)
 SESSIONS_A_PROCESS = 64
+WAITING = (0, 256, 1024)
+WAITING_A_SESSION = 256
+# For two, of the pool of 100,000 in which leases wait.
+TOO_MANY_PAGES = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +204,45 @@ def by_sessions(cycles: int) -> Table:
     return table
 
 
+@contextmanager
+def waiting_leases(vattd: Vattd, count: int) -> Iterator[None]:
+    """New requests of another tenant, for more than is free; a session may have `WAITING_A_SESSION` of them."""
+    with ExitStack() as stack:
+        hoarder = stack.enter_context(RawEngine(vattd.sockets, "hoarder"))
+        hoarder.lease(TOO_MANY_PAGES)
+        calls = []
+        for first in range(0, count, WAITING_A_SESSION):
+            engine = stack.enter_context(RawEngine(vattd.sockets, "waiting"))
+            for number in range(first, min(first + WAITING_A_SESSION, count)):
+                request = pb.LeasePagesRequest(
+                    key=engine.key,
+                    request_id=f"w{number}",
+                    page_count=TOO_MANY_PAGES,
+                    purpose=pb.LEASE_PURPOSE_ADMIT,
+                    wait=Duration(seconds=600),
+                )
+                calls.append(engine.stub.LeasePages.future(request))
+        while vattd.status().pool.waiting_pages < count * TOO_MANY_PAGES:
+            time.sleep(0.05)
+        yield
+        for call in calls:
+            call.cancel()
+
+
+def by_waiting(cycles: int) -> Table:
+    table = Table(title="One active client, by leases of another tenant that wait", title_justify="left")
+    for name in ("waiting", "CPU us/page", "to none"):
+        table.add_column(name, justify="right")
+    first: float | None = None
+    for count in WAITING:
+        with filled_pool(100_000) as vattd, waiting_leases(vattd, count):
+            with RawEngine(vattd.sockets) as engine:
+                cost = alone(vattd, engine, cycles).cpu_us_a_page
+        first = first or cost
+        table.add_row(f"{count:,}", f"{cost:.1f}", f"{cost / first:.2f}")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=5.0, help="how long clients saturate the daemon")
@@ -207,6 +252,7 @@ def main() -> None:
     console.print(by_saturation(options.seconds))
     console.print(by_pool_size(options.cycles))
     console.print(by_sessions(options.cycles))
+    console.print(by_waiting(options.cycles))
 
 
 if __name__ == "__main__":

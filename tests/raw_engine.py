@@ -60,7 +60,9 @@ class RawEngine:
 
     def __init__(self, sockets: Sockets, tenant: str = "test", **attach: Any) -> None:
         self.handles = HandleSocket(sockets)
-        self.channel = grpc.insecure_channel(f"unix:{sockets.engine}")
+        # A connection of its own, as an engine's process has.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self.channel = grpc.insecure_channel(f"unix:{sockets.engine}", options=options)
         self.stub = vatt_pb2_grpc.EngineServiceStub(self.channel)
         request = {"token": self.handles.welcome.token, "min_protocol_version": 1, "max_protocol_version": 1, **attach}
         self.stream: Any = self.stub.Attach(pb.AttachRequest(tenant=tenant, **request))
