@@ -139,6 +139,18 @@ class UpstreamMachine(RuleBasedStateMachine):
                 self.take_step(wanted, mode)
             assert isinstance(raised.value.__cause__, PoolExhausted)
             return  # and all is as before, the invariants say
+        self.step_to(wanted, mode)
+
+    @rule(row=st.integers(0, ROWS - 1), length=st.integers(1, CONTEXT), mode=st.sampled_from(["eager", "kept", "async"]))
+    def step_as_far_as_pages_reach(self, row: int, length: int, mode: str) -> None:
+        """Else most steps are refused."""
+        wanted = list(self.lengths)
+        wanted[row] = length
+        while self.needed(wanted) > self.total and any(wanted):
+            wanted[wanted.index(max(wanted))] //= 2
+        self.step_to(wanted, mode)
+
+    def step_to(self, wanted: list[int], mode: str) -> None:
         self.take_step(wanted, mode)
         mapped = self.opened.mapped_blocks()
         assert all(has >= self.blocks(length) for has, length in zip(mapped, wanted, strict=True))

@@ -46,4 +46,4 @@ def test_no_sequence_of_calls_breaks_the_contract(monkeypatch: pytest.MonkeyPatc
         rest=lambda: call("cuCtxSynchronize"),
         set_layout=lambda layout: monkeypatch.setenv("VATTENTION_LAYOUT", layout),
     )
-    run_machine(case, round(12 * pytestconfig.getoption("--seconds")))
+    run_machine(case, round(5 * pytestconfig.getoption("--seconds")))
