@@ -141,7 +141,9 @@ class UpstreamMachine(RuleBasedStateMachine):
             return  # and all is as before, the invariants say
         self.step_to(wanted, mode)
 
-    @rule(row=st.integers(0, ROWS - 1), length=st.integers(1, CONTEXT), mode=st.sampled_from(["eager", "kept", "async"]))
+    @rule(
+        row=st.integers(0, ROWS - 1), length=st.integers(1, CONTEXT), mode=st.sampled_from(["eager", "kept", "async"])
+    )
     def step_as_far_as_pages_reach(self, row: int, length: int, mode: str) -> None:
         """Else most steps are refused."""
         wanted = list(self.lengths)
