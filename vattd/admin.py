@@ -182,7 +182,7 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
             destroyed_pages_total=snapshot.destroyed_pages_total,
             shortage="" if shortage is None else str(shortage),
             promised_bytes=sum(tenant.guarantee.min_pages for tenant in ledger.promised()) * page,
-            kept_free_bytes=ledger.stock.kept_pages * page,
+            kept_free_bytes=self.pool.kept_free_pages * page,
             reclaims=reclaim_counts_message(self.pool.pressure.reclaims.counts),
         )
 
@@ -233,7 +233,7 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
             leased_bytes=view.leased_pages * page,
             attach_time=timestamp(session.attach_time_s),
             asked_back_bytes=min(sum(ask.page_count for ask in asks), view.leased_pages) * page,
-            asked_back_overdue=any(ask.was_ignored for ask in asks),
+            asked_back_overdue=self.pool.pressure.reclaims.is_overdue(session.session_id, now_s),
         )
         put_usage(message, view.usage, page)
         if asks:

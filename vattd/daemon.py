@@ -85,7 +85,7 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         pool = Pool(ledger, driver, thread, limits, broken, config.rules)
         sessions = Sessions(pool, facts.incarnation, lambda tenant: guarantee_of(book, tenant))
         pool.engines = sessions
-        book = _open_book(config, driver, pool, sessions)
+        book = _open_book(config, stack, driver, pool, sessions)
         audit = AuditLog(config.state_dir / f"{driver.device.uuid}.audit.jsonl")
         stack.push_async_callback(_cancel, loop.create_task(pool.run()))
         stack.push_async_callback(_cancel, loop.create_task(_end_reservations(book)))
@@ -149,7 +149,9 @@ def _take_device(config: Config, stack: AsyncExitStack) -> tuple[PhysicalDriver,
     return driver, sockets, DaemonFacts(lock.incarnation(now_s), now_s)
 
 
-def _open_book(config: Config, driver: PhysicalDriver, pool: Pool, sessions: Sessions) -> TenantBook:
+def _open_book(
+    config: Config, stack: AsyncExitStack, driver: PhysicalDriver, pool: Pool, sessions: Sessions
+) -> TenantBook:
     """Reservations and configured tenants, in force. Raises InvalidRequest, Overcommitted."""
     make_private_directory(config.state_dir)
     pool_bytes, own_uid = pool.ledger.stock.max_pages * driver.page_size_bytes, os.geteuid()
@@ -157,6 +159,7 @@ def _open_book(config: Config, driver: PhysicalDriver, pool: Pool, sessions: Ses
     if config.tenants_path is not None:
         configured = read_tenants(config.tenants_path, pool_bytes, driver.page_size_bytes, own_uid)
     state_file = StateFile(config.state_dir / f"{driver.device.uuid}.tenants.json")
+    stack.enter_context(state_file.held())
     return TenantBook(pool, state_file, configured, own_uid, sessions.tell_tenant, time.time())
 
 

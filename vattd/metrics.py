@@ -53,7 +53,7 @@ def _pool_metrics(snapshot: Snapshot, pool: Pool) -> Iterator[Metric]:
     for state, count in snapshot.pages_by_state.items():
         pages.add_metric([state.value], count)
     yield pages
-    kept_bytes = pool.ledger.stock.kept_pages * page
+    kept_bytes = pool.kept_free_pages * page
     yield GaugeMetricFamily(
         "vattd_pool_kept_free_bytes", "Unused parts of hard mins, lent to nobody.", value=kept_bytes
     )

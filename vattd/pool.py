@@ -223,6 +223,11 @@ class Pool:
         return self.policy.wishes.all_pages
 
     @property
+    def kept_free_pages(self) -> int:
+        """What hard mins keep from everybody else, as far as it is free: others may still have to return some."""
+        return min(self._stock.kept_pages, max(0, self.policy.free_pages))
+
+    @property
     def shortage(self) -> VattError | None:
         """Why the device gives no memory now."""
         return self._workshop.shortage

@@ -101,6 +101,13 @@ class Reclaims:
         """May pages still come that were asked for this reason?"""
         return any(ask.is_live(now_s) for ask in self._for(reason))
 
+    def is_overdue(self, session_id: str, now_s: float) -> bool:
+        """Did the session let the time go by without a word, or without giving what it must give?"""
+        return any(
+            ask.was_ignored or (ask.reason.depth is Depth.RUNNING and now_s >= ask.asked_s + self.within_s)
+            for ask in self.of(session_id)
+        )
+
     def of(self, session_id: str) -> list[Ask]:
         return [ask for reason in Reason for ask in self._asks.get((session_id, reason), ())]
 
@@ -135,8 +142,9 @@ class Reclaims:
     def want_all(self, holder: Holder, reason: Reason, page_count: int, now_s: float) -> None:
         """Ask one session for so many pages, whatever others are asked."""
         if page_count > 0:
-            self._asks.pop((holder.session_id, reason), None)
-            self._ask(holder.session_id, reason, page_count, reason.depth, now_s)
+            before = self._asks.pop((holder.session_id, reason), ())
+            since_s = min((ask.asked_s for ask in before), default=now_s)
+            self._ask(holder.session_id, reason, page_count, reason.depth, now_s, since_s)
 
     def may_ask_anew(self, session_id: str, reason: Reason, now_s: float) -> bool:
         """Was it not asked for this reason yet, or did it answer some time ago?"""
@@ -277,11 +285,13 @@ class Reclaims:
         asks = self._asks.get((holder.session_id, reason), ())
         return reason.depth is not Depth.IDLE and any(ask.answered_s is not None for ask in asks)
 
-    def _ask(self, session_id: str, reason: Reason, page_count: int, depth: Depth, now_s: float) -> None:
+    def _ask(
+        self, session_id: str, reason: Reason, page_count: int, depth: Depth, now_s: float, since_s: float | None = None
+    ) -> None:
         asks = self._asks.setdefault((session_id, reason), [])
         # Who gave less than was asked is asked anew, for what is missing by now; it is wanted since it was asked first.
-        short = [ask for ask in asks if ask.answered_s is not None]
-        asked_s = min((ask.asked_s for ask in short), default=now_s)
+        short = [ask.asked_s for ask in asks if ask.answered_s is not None]
+        asked_s = since_s if since_s is not None else min(short, default=now_s)
         self._asks[session_id, reason] = [
             *(ask for ask in asks if ask.answered_s is None),
             Ask(session_id, reason, depth, page_count, asked_s, now_s + self.within_s),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,25 @@ class State:
 
 
 class StateFile:
-    """One device's. Only the vattd that holds the device's lock reads and writes it."""
+    """One device's. Only the vattd that has it `held` reads and writes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While it is, no other vattd may have it. Raises InvalidRequest if one has."""
+        fd = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InvalidRequest(
+                    f"another vattd keeps its reservations in {self.path}: choose another --state-dir"
+                ) from None
+            yield
+        finally:
+            os.close(fd)
 
     def read(self) -> State:
         """Empty if there is no file. Raises InvalidRequest for one that this vattd cannot understand."""

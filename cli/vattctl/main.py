@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -35,3 +36,7 @@ def main() -> None:
     except VattError as error:
         click.echo(f"vattctl: {error}", err=True)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, DaemonUnreachable) else EXIT_REFUSED)
+    except OSError as error:  # what it wrote to: a full disk, say
+        click.echo(f"vattctl: {error.strerror or error}", err=True)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left in the buffer would fail again at exit
+        sys.exit(EXIT_REFUSED)

@@ -22,6 +22,7 @@ from vattctl.daemon import Answers, Unreachable
 
 # Where the output is piped and nobody says COLUMNS, a table is as wide as it needs: this holds the longest names.
 PIPED_WIDTH = 500
+DEFAULT_WIDTH = 80
 
 
 def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,9 +34,13 @@ def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def show(renderable: RenderableType) -> None:
     """On stdout. rich honours NO_COLOR and COLUMNS, and uses no escape codes where nobody watches."""
-    console = Console(highlight=False)
-    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and int(columns) > 0 else None
+    console = Console(highlight=False, width=width)
+    if width is None and not console.is_terminal:
         console.width = PIPED_WIDTH
+    elif console.width < 1:  # COLUMNS=0
+        console.width = DEFAULT_WIDTH
     console.print(_Trimmed(renderable), crop=False)
 
 

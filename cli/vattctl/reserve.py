@@ -25,6 +25,7 @@ from vattctl.words import (
     guarantee_words,
     over_max_notes,
     promise_words,
+    source_words,
     until_words,
     waiting_words,
 )
@@ -65,7 +66,7 @@ from vattctl.words import (
     metavar="TIME|forever",
     help="How long all of it holds from now on; `forever` is until unreserve.  [default: as before, at first forever]",
 )
-@wait_option("the min is held")
+@wait_option("the min is held (a soft one is as long as its tenant lacks nothing that it asked for)")
 @gpu_option
 @socket_dir_option
 def reserve(
@@ -170,6 +171,11 @@ def _reserve(admin: Admin, request: pb.ReserveRequest, before: pb.Tenant) -> Non
         admin.reserve(request)
     except Overcommitted as error:
         raise Overcommitted(f"{error}. Ask for less, or lower another's: see `vattctl tenants`") from error
+    if not before.source and before.HasField("owner_uid") and not request.HasField("access"):
+        click.echo(
+            f"{before.name} stays for {access_words(before)}: --allow says who else may use it",
+            err=True,
+        )
     if before.source == "config":
         click.echo(
             f"{before.name} stands in vattd's configuration file: from now on this reservation comes before the file, "
@@ -211,12 +217,8 @@ def _show(admin: Admin, name: str) -> None:
         grid.add_row("", note)
     if tenant.HasField("promise"):
         grid.add_row("promise", promise_words(tenant.promise, status.sessions, now_s))
-    title = Text(f"{name}: {guarantee_words(tenant.guarantee)}; set by {_source_words(tenant.source)}")
+    title = Text(f"{name}: {guarantee_words(tenant.guarantee)}; set by {source_words(tenant.source)}")
     show(Group(title, grid))
-
-
-def _source_words(source: str) -> str:
-    return {"command": "a command", "config": "the configuration file"}.get(source, source)
 
 
 def _now_words(tenant: pb.Tenant) -> str:

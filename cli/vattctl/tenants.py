@@ -24,7 +24,16 @@ from vattctl.output import (
     to_plain,
     unreachable_words,
 )
-from vattctl.words import access_words, max_words, min_words, over_max_notes, promise_words, until_words, waiting_words
+from vattctl.words import (
+    access_words,
+    max_words,
+    min_words,
+    over_max_notes,
+    promise_words,
+    source_words,
+    until_words,
+    waiting_words,
+)
 
 
 @click.command(short_help="Show what tenants were promised, and what they have.")
@@ -91,5 +100,6 @@ def _notes(tenant: pb.Tenant, answer: pb.GetStatusResponse, now_s: float) -> lis
     if tenant.HasField("promise"):
         notes.append(Text("min is ").append_text(promise_words(tenant.promise, answer.sessions, now_s)))
     until = f", until {until_words(tenant, now_s)}" if tenant.HasField("until") else ""
-    notes.append(Text(f"from {tenant.source or '-'}{until}; for {access_words(tenant)}"))
+    source = f"set by {source_words(tenant.source)}{until}; " if tenant.source else ""
+    notes.append(Text(f"{source}for {access_words(tenant)}"))
     return notes

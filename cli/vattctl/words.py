@@ -70,6 +70,11 @@ def waiting_words(tenant: pb.Tenant) -> str:
     return f"{format_size(tenant.waiting_bytes)}, {format_duration(tenant.longest_wait.ToNanoseconds() / 1e9)}"
 
 
+def source_words(source: str) -> str:
+    """Who set what a tenant has."""
+    return {"command": "a command", "config": "the configuration file"}.get(source, source)
+
+
 def access_words(tenant: pb.Tenant) -> str:
     """Who may use a tenant."""
     if tenant.HasField("access"):

@@ -59,9 +59,11 @@ class Leases:
                 left_s = max(0.0, deadline_s - time.monotonic()) if wait_s else 0.0
                 try:
                     grant = self._client.lease(ask, max(1, min(ask, least - held_count)), purpose, left_s)
-                except (PoolExhausted, LimitExceeded):
+                except (PoolExhausted, LimitExceeded) as error:
                     if held and held_count >= least:
                         break
+                    if isinstance(error, LimitExceeded):  # it names a part of what was asked for
+                        raise LimitExceeded(least, error.limit_pages) from error
                     raise
                 extents = self._take_in(grant, ask)
                 undo.callback(self.give_back, extents)

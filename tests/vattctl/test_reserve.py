@@ -273,3 +273,12 @@ def test_what_changes_something_is_in_the_audit_log_with_who_typed_what() -> Non
             ("reserve", f"{name} (uid {os.geteuid()}) vattctl reserve", "done"),
             ("unreserve", f"{name} (uid {os.geteuid()}) vattctl unreserve", "TENANT_UNKNOWN"),
         ]
+
+
+def test_a_tenant_that_somebody_used_first_stays_for_them_and_that_is_said() -> None:
+    with Vattd("--pool-max", "64MiB") as vattd, RawEngine(vattd.sockets, "prod"):
+        result = vattctl(vattd, "reserve", "prod", "--min", "8MiB")
+        assert result.returncode == 0
+        said = " ".join(result.stderr.split())
+        assert f"prod stays for {pwd.getpwuid(os.getuid()).pw_name}, who named it first: --allow says who" in said
+        assert "named it first" not in vattctl(vattd, "reserve", "prod", "--weight", "2").stderr, "it is set by now"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from io import StringIO
 from typing import Any
 
+import pytest
 from google.protobuf.duration_pb2 import Duration
 from rich.console import Console, RenderableType
 
 from tests.daemon import Vattd, run_command
 from tests.raw_engine import RawEngine
+from tests.vattctl.command import vattctl
 from vatt.v1 import vatt_pb2 as pb
 from vattctl.daemon import Answers
 from vattctl.status import render
@@ -200,7 +204,7 @@ def test_tenants_shows_whole_figures_in_80_columns_and_all_of_a_long_name() -> N
     assert lines[1].endswith(row)
     assert f"  tenant {'t' * 63}" in lines
     text = " ".join(" ".join(lines).split())
-    assert "from command, until 1971-01-01" in text
+    assert "set by a command, until 1971-01-01" in text
     assert "365 d more; for 4000000000, 4000000001," in text
 
 
@@ -276,3 +280,17 @@ def test_a_clients_name_is_shown_as_it_is() -> None:
 def test_usage_errors_exit_2() -> None:
     assert run_command(["vattctl", "status", "--nonsense"]).returncode == 2
     assert run_command(["vattctl", "status", "-o", "xml"]).returncode == 2
+
+
+def test_an_output_that_cannot_be_written_is_an_error_of_one_line() -> None:
+    with Vattd("--pool-max", "64MiB") as vattd, open("/dev/full", "w") as full:
+        for output in ("table", "json"):
+            command = [sys.executable, "-m", "vattctl", "status", "-o", output, "--socket-dir", str(vattd.socket_dir)]
+            result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            assert (result.returncode, result.stderr) == (1, "vattctl: No space left on device\n")
+
+
+@pytest.mark.parametrize("columns", ["0", "many", ""])
+def test_a_width_that_is_none_is_passed_over(columns: str) -> None:
+    with Vattd("--pool-max", "64MiB") as vattd:
+        assert "host memory" in vattctl(vattd, "status", env={"COLUMNS": columns}).stdout

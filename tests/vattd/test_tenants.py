@@ -532,3 +532,34 @@ def test_idle_memory_goes_back_after_a_quiet_time_or_at_once_when_told(op: Opera
             engine.give_back([part(run, 24)])
             quick_op.until(lambda status: backed(status) == 8, within_s=5)
             assert page_count_of(engine.lease(24)) == 24
+
+
+def test_who_answers_and_gives_nothing_is_overdue_too_and_since_it_was_asked_first(vattd: Vattd, op: Operator) -> None:
+    with RawEngine(vattd.sockets, "b") as borrower:
+        borrower.lease(32)
+        borrower.report(mapped_pages=32, token_bytes=32 * MIB)
+        op.admin.Evict(pb.EvictRequest(session_id=borrower.key.session_id))
+        ids = []
+        while not op.session(borrower.key.session_id).asked_back_overdue:
+            ids.append(next_reclaim(borrower).reclaim_id)
+            borrower.stub.AnswerReclaim(pb.AnswerReclaimRequest(key=borrower.key, reclaim_id=ids[-1]), timeout=10)
+            assert op.session(borrower.key.session_id).asked_back_since.seconds < 5
+        session = op.session(borrower.key.session_id)
+        assert len(ids) > 1, "it answered each time"
+        assert session.asked_back_since.seconds >= 1
+
+
+def test_what_a_hard_min_lacks_is_not_called_kept_free(vattd: Vattd, op: Operator) -> None:
+    with RawEngine(vattd.sockets, "b") as borrower:
+        borrower.lease(60)
+        op.reserve("a", min_bytes=16 * MIB, min_mode=pb.MIN_MODE_HARD)
+        assert op.status().pool.kept_free_bytes == 4 * MIB
+
+
+def test_two_vattds_do_not_share_one_place_for_reservations(tmp_path: Path) -> None:
+    with Vattd(*POOL, "--state-dir", str(tmp_path)):
+        with pytest.raises(
+            RuntimeError, match=r"another vattd keeps its reservations in .* choose another --state-dir"
+        ):
+            Vattd(*POOL, "--state-dir", str(tmp_path))
+    Vattd(*POOL, "--state-dir", str(tmp_path)).close()

@@ -24,6 +24,7 @@ from vatt.errors import (
     DaemonUnreachable,
     DriverError,
     InvalidRequest,
+    LimitExceeded,
     PoolExhausted,
     SessionFenced,
     SessionUnknown,
@@ -427,3 +428,8 @@ def test_a_new_vattd_does_not_know_the_session_of_the_old_one(own_vattd: Vattd) 
 def test_a_device_that_is_no_name_of_one_is_refused_with_the_names_there_are(device: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"'host' or a GPU's UUID"):
         Session.connect("tenant", device=device)
+
+
+def test_more_than_there_is_is_refused_with_what_was_asked_for(session: Session) -> None:
+    with pytest.raises(LimitExceeded, match="1000000000 pages are more than"):
+        session.lease(10**9)
