@@ -225,7 +225,7 @@ class Pool:
     @property
     def kept_free_pages(self) -> int:
         """What hard mins keep from everybody else, as far as it is free: others may still have to return some."""
-        return min(self._stock.kept_pages, max(0, self.policy.free_pages))
+        return min(self._stock.kept_pages, max(0, self._stock.capacity_pages - self._stock.lent_pages))
 
     @property
     def shortage(self) -> VattError | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 
 from rich.console import Console
 
@@ -23,9 +25,9 @@ def wait_for(
 
     Raises VattError with `when_interrupted` after Ctrl-C, and what the daemon refuses.
     """
-    with _interruptible(when_interrupted), _watched() as show:
+    with _interrupts() as is_interrupted, _watched() as show:
         deadline_s, pause_s = time.monotonic() + within_s, FIRST_PAUSE_S
-        while True:
+        while not is_interrupted():
             left = what_is_left(admin.status())
             remaining_s = deadline_s - time.monotonic()
             if not left or remaining_s <= 0:
@@ -33,14 +35,25 @@ def wait_for(
             show(left)
             time.sleep(min(pause_s, remaining_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+    raise VattError(f"stopped waiting: {when_interrupted}")
 
 
 @contextmanager
-def _interruptible(words: str) -> Iterator[None]:
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Was Ctrl-C typed? It raises nothing the first time: what is raised while gRPC or a finalizer runs gets lost."""
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if came:  # vattd does not answer, and somebody insists
+            raise KeyboardInterrupt
+        came = True
+
+    before = signal.signal(signal.SIGINT, note)
     try:
-        yield
-    except KeyboardInterrupt:
-        raise VattError(f"stopped waiting: {words}") from None
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
