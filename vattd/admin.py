@@ -35,6 +35,7 @@ from vattd.messages import (
     timestamp,
 )
 from vattd.pool import Pool
+from vattd.recovery import Recovery
 from vattd.service import Context, rpc
 from vattd.sessions import DRAINING, EngineSession, Sessions
 from vattd.snapshot import SessionView, Snapshot, TenantView
@@ -78,7 +79,9 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
         driver: PhysicalDriver,
         book: TenantBook,
         audit: AuditLog,
+        recovery: Recovery,
     ) -> None:
+        self._recovery = recovery
         self._facts, self._sessions, self.pool, self._driver = facts, sessions, pool, driver
         self._book, self._audit = book, audit
 
@@ -97,6 +100,9 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
                 pid=os.getpid(),
                 start_time=timestamp(self._facts.start_time_s),
                 state=state.value,
+                recovered_sessions_total=self._recovery.recovered_total,
+                lost_sessions_total=self._recovery.lost_total,
+                disputed_pages_total=self.pool.ledger.disputed_pages,
             ),
             device=device_message(self._driver.device),
             memory=memory_message(memory),
@@ -228,10 +234,10 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
             tenant=session.tenant,
             pid=session.peer.pid,
             uid=session.peer.uid,
-            client_name=session.client_name,
-            state="fenced" if session.fenced else "evicted" if session.evicted else "attached",
+            client_name=session.facts.client_name,
+            state=self._sessions.state_of(session),
             leased_bytes=view.leased_pages * page,
-            attach_time=timestamp(session.attach_time_s),
+            attach_time=timestamp(session.facts.attach_time_s),
             asked_back_bytes=min(sum(ask.page_count for ask in asks), view.leased_pages) * page,
             asked_back_overdue=self.pool.pressure.reclaims.is_overdue(session.session_id, now_s),
         )

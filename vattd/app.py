@@ -138,6 +138,15 @@ def vattd() -> None:
     help="Pages that nobody needed for so long go back to the device.",
 )
 @click.option(
+    "--recovery-grace",
+    metavar="TIME",
+    type=Time(),
+    default="30s",
+    show_default=True,
+    help="After a restart: how long sessions of the vattd before are expected to re-attach. Later ones may, too: until "
+    "they do, or end, their memory is kept.",
+)
+@click.option(
     "--metrics-address",
     metavar="HOST:PORT|off",
     default=DEFAULT_METRICS_ADDRESS,
@@ -161,6 +170,7 @@ def start(
     reclaim_kill_after: float | None,
     head_hold: float,
     idle_after: float,
+    recovery_grace: float,
     metrics_address: str,
     detach: bool,
     ready_fd: int | None,
@@ -206,6 +216,7 @@ def start(
             ),
             metrics_address=parse_address(metrics_address),
             exit_with_parent=exit_with_parent,
+            recovery_grace_s=recovery_grace,
         )
     except InvalidRequest as error:
         raise click.UsageError(str(error)) from error

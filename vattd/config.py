@@ -18,6 +18,7 @@ DEFAULT_HUGE_POOL_MAX = "100%"  # of the huge pages, which are set aside for thi
 DEFAULT_METRICS_ADDRESS = "127.0.0.1:9410"  # 9400 is dcgm-exporter's
 # Kept ready for each tenant that has a session, so that its next lease finds pages made.
 DEFAULT_HEADROOM = "16MiB"
+DEFAULT_RECOVERY_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class Config:
     metrics_address: Address | None
     huge_pages: bool = False  # the host's; which sizes a page may have then, the driver says
     exit_with_parent: bool = False
+    recovery_grace_s: float = DEFAULT_RECOVERY_GRACE_S
     tenants_path: Path | None = None
     rules: PoolRules = field(default_factory=PoolRules)
 

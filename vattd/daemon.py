@@ -29,10 +29,13 @@ from vattd.config import DEFAULT_POOL_MAX, Config
 from vattd.device_lock import DeviceLock
 from vattd.driver_thread import DriverThread
 from vattd.handle_server import HandleServer
+from vattd.journal import Journal, JournalFacts
 from vattd.ledger import Ledger
 from vattd.metrics import MetricsServer, PoolCollector
+from vattd.page_notes import JournalNotes
 from vattd.pool import Pool
 from vattd.ready import ReadyPipe
+from vattd.recovery import Recovery, survivors_of
 from vattd.rules import PoolLimits
 from vattd.service import EngineService
 from vattd.sessions import Sessions
@@ -74,7 +77,14 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         limits = _limits(config, driver)
         thread = DriverThread()
         stack.callback(thread.close)
-        stock = Stock(limits.max_bytes // driver.page_size_bytes, shares_zone=driver.recycles_across_tenants)
+        journal = Journal(sockets.journal, JournalFacts(driver.device.uuid, driver.page_size_bytes))
+        stack.callback(journal.close)
+        stock = Stock(
+            limits.max_bytes // driver.page_size_bytes,
+            shares_zone=driver.recycles_across_tenants,
+            first_zone=journal.next_zone,
+        )
+        journal.use_zone(stock.first_zone)
         ledger = Ledger(stock, page_size_bytes=driver.page_size_bytes, incarnation=facts.incarnation)
 
         def broken(error: BaseException) -> None:
@@ -82,15 +92,21 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
             sessions.tell_all(pb.Notice(kind=pb.Notice.KIND_DEVICE_LOST, message=str(error)))
             finish(EXIT_DEVICE_LOST if isinstance(error, DeviceLost) else EXIT_BUG)
 
-        pool = Pool(ledger, driver, thread, limits, broken, config.rules)
-        sessions = Sessions(pool, facts.incarnation, lambda tenant: guarantee_of(book, tenant))
+        pool = Pool(ledger, driver, thread, limits, broken, config.rules, JournalNotes(journal, ledger, driver))
+        recovery = Recovery(pool, driver, thread, journal, loop.time() + config.recovery_grace_s)
+        stack.push_async_callback(recovery.close)
+        survivors = survivors_of(journal.entries, journal)
+        recovery.restore(journal.entries, survivors)
+        sessions = Sessions(pool, facts.incarnation, lambda tenant: guarantee_of(book, tenant), journal, recovery)
         pool.engines = sessions
         book = _open_book(config, stack, driver, pool, sessions)
         audit = AuditLog(config.state_dir / f"{driver.device.uuid}.audit.jsonl")
         stack.push_async_callback(_cancel, loop.create_task(pool.run()))
         stack.push_async_callback(_cancel, loop.create_task(_end_reservations(book)))
         engine = EngineService(sessions, pool, driver, facts.incarnation)
-        admin = AdminService(facts, sessions, pool, driver, book, audit)
+        admin = AdminService(facts, sessions, pool, driver, book, audit, recovery)
+        for survivor in survivors:
+            sessions.restore(survivor)
         await _serve_sockets(stack, sockets, sessions, engine, admin)
         metrics = _serve_metrics(stack, config, PoolCollector(loop, pool, driver.device))
 

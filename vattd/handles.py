@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from google.protobuf.message import DecodeError, Message
@@ -22,7 +22,7 @@ from vatt.errors import InvalidRequest, SystemLimit, VattError
 from vatt.pages import Extent
 from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES, MAX_VERSION, MIN_VERSION
 from vatt.v1 import vatt_pb2 as pb
-from vattd.ledger import PageRun
+from vattd.page_run import PageRun
 from vattd.peer import Peer
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,10 @@ class HandleConnection:
         self._socket, self._on_close = connection, on_close
         self._loop = asyncio.get_running_loop()
         self._answering: asyncio.Task[None] | None = None
-        self._closed = False
+        self._offers: dict[int, int] = {}  # slabs of an earlier vattd's that the process brought: descriptors by zone
+        # Says whether such a slab is missed.
+        self.wants: Callable[[int, int], bool] = lambda zone, fd: False
+        self.is_closed = False
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._too_late = self._loop.call_later(ATTACH_WITHIN_S, self.close)
 
@@ -77,10 +80,17 @@ class HandleConnection:
         self._too_late.cancel()
         self.source = source
 
+    def take_offers(self) -> dict[int, int]:
+        """The slabs that were brought, the caller's from now on."""
+        offers, self._offers = self._offers, {}
+        return offers
+
     def close(self) -> None:
-        if self._closed:
+        if self.is_closed:
             return
-        self._closed = True
+        self.is_closed = True
+        for fd in self.take_offers().values():
+            os.close(fd)
         self._too_late.cancel()
         if self._answering is not None:
             self._answering.cancel()
@@ -92,9 +102,10 @@ class HandleConnection:
         self._on_close(self)
 
     def _read(self) -> None:
+        fds: list[int] = []
         try:
-            # Descriptors that a client sends along have no room here: the kernel closes them.
-            packet = self._socket.recv(MAX_HANDLE_PACKET_BYTES + 1)
+            # Descriptors have room only where one may be missed; elsewhere the kernel closes them.
+            packet, fds = self._receive()
         except BlockingIOError:
             return
         except OSError:
@@ -103,12 +114,12 @@ class HandleConnection:
             self.close()
             return
         self._loop.remove_reader(self._socket)
-        self._answering = self._loop.create_task(self._answer(packet))
+        self._answering = self._loop.create_task(self._answer(packet, fds))
         self._answering.add_done_callback(self._answered)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        if self._closed:
+        if self.is_closed:
             return
         if error is not None or task.cancelled():
             log.warning("the handle connection of pid %d broke: %s", self.peer.pid, error)
@@ -117,12 +128,28 @@ class HandleConnection:
         self._answering = None
         self._loop.add_reader(self._socket, self._read)
 
-    async def _answer(self, packet: bytes) -> None:
+    def _receive(self) -> tuple[bytes, list[int]]:
+        if self.source is not None:
+            return self._socket.recv(MAX_HANDLE_PACKET_BYTES + 1), []
+        packet, fds, _, _ = socket.recv_fds(
+            self._socket, MAX_HANDLE_PACKET_BYTES + 1, MAX_FDS_PER_PACKET, socket.MSG_CMSG_CLOEXEC
+        )
+        return packet, fds
+
+    async def _answer(self, packet: bytes, brought: list[int]) -> None:
         pull = pb.HandlePull()
         fds: list[int] = []
         try:
             try:
-                fds = await self._pull(pull, packet)
+                try:
+                    self._parse(pull, packet)
+                    if pull.offered_zones:
+                        self._take_in(pull.offered_zones, brought)
+                finally:
+                    for fd in brought:
+                        os.close(fd)
+                if not pull.offered_zones:
+                    fds = await self._pull(pull)
                 await self._send(pb.HandleDelivery(pull_id=pull.pull_id, page_count=len(fds)), fds)
             except VattError as error:
                 failure = pb.HandleError(reason=error.reason, message=str(error))
@@ -131,13 +158,23 @@ class HandleConnection:
             for fd in fds:
                 os.close(fd)
 
-    async def _pull(self, pull: pb.HandlePull, packet: bytes) -> list[int]:
+    def _take_in(self, zones: Sequence[int], brought: Sequence[int]) -> None:
+        """Keep copies of the slabs that are missed."""
+        if self.source is not None or len(brought) != len(zones):
+            raise InvalidRequest("slabs are offered before Attach, each with its descriptor")
+        for zone, fd in zip(zones, brought, strict=True):
+            if zone not in self._offers and self.wants(zone, fd):
+                self._offers[zone] = os.dup(fd)
+
+    def _parse(self, pull: pb.HandlePull, packet: bytes) -> None:
         if len(packet) > MAX_HANDLE_PACKET_BYTES:
             raise InvalidRequest(f"a packet holds at most {MAX_HANDLE_PACKET_BYTES} bytes")
         try:
             pull.ParseFromString(packet)
         except DecodeError as error:
             raise InvalidRequest("not a HandlePull") from error
+
+    async def _pull(self, pull: pb.HandlePull) -> list[int]:
         if self.source is None:
             raise InvalidRequest("attach first: this connection has no session yet")
         runs = [parse_run(run) for run in pull.runs]
@@ -167,5 +204,5 @@ class HandleConnection:
         try:
             await ready.wait()
         finally:
-            if not self._closed:
+            if not self.is_closed:
                 self._loop.remove_writer(self._socket)

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from vatt.errors import InvalidRequest, LeaseCancelled, LimitExceeded, PoolExhausted, SessionUnknown
-from vatt.pages import Extent, LedgerBug, extents_of
+from vatt.pages import ZONE_PAGES, LedgerBug, extents_of
+from vatt.protocol import GENERATION_BITS
 from vatt.usage import Usage
+from vattd.claims import Claims, parse_claims
 from vattd.guarantee import NO_GUARANTEE, Access, Guarantee
+from vattd.page_run import PageRun, runs_of
 from vattd.snapshot import SessionView, Snapshot, TenantView
 from vattd.stock import Shelf, Stock
 from vattd.tenants import Tenant, Tenants
@@ -21,21 +24,28 @@ from vattd.tenants import Tenant, Tenants
 REMEMBERED_LEASES = 512
 
 
-@dataclass(frozen=True, slots=True)
-class PageRun:
-    """Consecutive pages under one generation (a run of PageRefs): what a lease grants and a return names."""
-
-    extent: Extent
-    generation: int
-
-
 @dataclass(slots=True, eq=False)
 class _Session:
     session_id: str
     tenant: Tenant
     generations: dict[int, int] = field(default_factory=dict)  # page id -> generation, for every page it holds
+    unclaimed_pages: int = 0  # an earlier vattd's, which it holds without having said which they are
     leases: OrderedDict[str, tuple[PageRun, ...] | None] = field(default_factory=OrderedDict)  # None: cancelled
     usage: Usage = field(default_factory=Usage)  # its last word
+
+    @property
+    def held_pages(self) -> int:
+        return len(self.generations) + self.unclaimed_pages
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What became of a session's claims."""
+
+    runs: tuple[PageRun, ...]  # its own
+    left_pages: int  # what it was lent and did not claim
+    refused: tuple[PageRun, ...]  # another's claims too
+    losers: frozenset[str]  # the sessions that thereby lost pages that they had claimed
 
 
 class Ledger:
@@ -54,9 +64,10 @@ class Ledger:
         self.stock = stock
         self.page_size_bytes = page_size_bytes
         # The next vattd's generations begin later: 2**32 leases take longer than the second between incarnations.
-        self._next_generation = incarnation << 32
+        self._next_generation = self._first_generation = incarnation << GENERATION_BITS
         self._tenants = Tenants(stock)
         self._sessions: dict[str, _Session] = {}
+        self._claims = Claims()
         self._mapped_pages = 0
         self._peak_leased_pages = 0
         self._peak_mapped_pages = 0
@@ -95,6 +106,40 @@ class Ledger:
         """Raises TenantDenied if the user may not use the tenant."""
         self._tenants.check_access(tenant, uid, gids)
 
+    def restore_session(self, session_id: str, tenant: str, uid: int, page_count: int) -> None:
+        """A session of an earlier vattd's, that holds so many pages whatever may be lent now.
+
+        Raises InvalidRequest if there are too many tenants, or the pool is too small.
+        """
+        found = self._tenants.find_or_open(tenant)
+        self.stock.inherit_lent(found.shelf, page_count)
+        self._tenants.join(found, uid)
+        self._sessions[session_id] = _Session(session_id, found, unclaimed_pages=page_count)
+
+    def claim(self, session_id: str, runs: Iterable[PageRun], *, final: bool) -> Claimed:
+        """A restored session says which pages it holds; those that it does not name are its own no more.
+
+        Pages that another session claims as well are nobody's from now on; with `final` they stay with who came first.
+        Raises InvalidRequest for what cannot be, and nothing has changed.
+        """
+        session = self._session(session_id)
+        generation_of = parse_claims(runs, session.unclaimed_pages)
+        for page_id, generation in generation_of.items():
+            if generation >= self._first_generation or self.stock.owns(page_id // ZONE_PAGES):
+                raise InvalidRequest(f"page {page_id} under generation {generation} is not an earlier vattd's")
+        claims = self._claims.sort_out(session_id, generation_of, final=final)
+        self.stock.name_inherited(extents_of(claims.own))
+        session.generations.update(claims.own)
+        for loser_id, page_ids in claims.lost.items():
+            loser = self._session(loser_id)
+            for page_id in page_ids:
+                del loser.generations[page_id]
+            self.stock.dispute(loser.tenant.shelf, extents_of(page_ids))
+        left = session.unclaimed_pages - len(claims.own)
+        session.unclaimed_pages = 0
+        self.stock.leave(session.tenant.shelf, left)
+        return Claimed(runs_of(claims.own), left, runs_of(claims.refused), frozenset(claims.lost))
+
     def end_session(self, session_id: str, *, unmapped: bool) -> int:
         """Forget a session. Returns how many pages it held.
 
@@ -107,10 +152,13 @@ class Ledger:
             self.stock.take_back(session.tenant.shelf, held)
         else:
             self.stock.quarantine(session.tenant.shelf, held)
+        self.stock.leave(session.tenant.shelf, session.unclaimed_pages)
+        self._claims.gave_back(session.generations)
+        self.stock.end_dispute(extents_of(self._claims.session_ended(session_id)))
         self._mapped_pages -= session.usage.mapped_pages
         self._tenants.leave(session.tenant)
         del self._sessions[session_id]
-        return len(session.generations)
+        return session.held_pages
 
     def lease(self, session_id: str, request_id: str, page_count: int, min_page_count: int) -> tuple[PageRun, ...]:
         """Lend as many pages as are ready, between `min_page_count` and `page_count`, in as few runs as can be.
@@ -155,6 +203,7 @@ class Ledger:
             held = _held(session, run)
             for page_id in held:
                 del session.generations[page_id]
+            self._claims.gave_back(held)
             self.stock.take_back(session.tenant.shelf, extents_of(held))
             returned += len(held)
         held_pages = len(session.generations)
@@ -181,6 +230,9 @@ class Ledger:
         tenant.waits += 1
         tenant.waited_s += waited_s
 
+    def held_pages(self, session_id: str) -> int:
+        return self._session(session_id).held_pages
+
     def holds(self, session_id: str, run: PageRun) -> bool:
         """Does the session hold every page of the run, under its generation?"""
         return len(_held(self._session(session_id), run)) == run.extent.page_count
@@ -188,6 +240,11 @@ class Ledger:
     def remembers(self, session_id: str, request_id: str) -> bool:
         """Was this request answered, or cancelled, already?"""
         return request_id in self._session(session_id).leases
+
+    @property
+    def disputed_pages(self) -> int:
+        """That two sessions claim."""
+        return self._claims.disputed_pages
 
     # As policy sees it
 
@@ -241,7 +298,7 @@ class Ledger:
 
     def forget_empty_tenants(self) -> list[int]:
         """Forget tenants without a session, a page and a guarantee. Returns the zones that nothing is left of."""
-        return self._tenants.forget_empty()
+        return [*self._tenants.forget_empty(), *self.stock.take_ended_zones()]
 
     def snapshot(self) -> Snapshot:
         sessions = tuple(self.session_views())
@@ -276,7 +333,7 @@ class Ledger:
 
     def session_views(self) -> Iterator[SessionView]:
         for session in self._sessions.values():
-            yield SessionView(session.session_id, session.tenant.name, len(session.generations), session.usage)
+            yield SessionView(session.session_id, session.tenant.name, session.held_pages, session.usage)
 
     def _session(self, session_id: str) -> _Session:
         try:

@@ -7,6 +7,7 @@ tests/vattd/policy_world.py in virtual time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from vatt.errors import (
     Draining,
@@ -16,10 +17,13 @@ from vatt.errors import (
     SessionEvicted,
     SessionFenced,
     SessionUnknown,
+    SystemLimit,
     VattError,
 )
 from vattd.guarantee import Access, Guarantee
-from vattd.ledger import Ledger, PageRun
+from vattd.ledger import Ledger
+from vattd.page_notes import NoNotes, PageNotes
+from vattd.page_run import PageRun
 from vattd.policy import Policy
 from vattd.pressure import Pressure, Review
 from vattd.tenants import Tenant
@@ -49,8 +53,10 @@ class Lending:
         workshop: Workshop,
         upkeep: Upkeep,
         answer: Callable[[Waiting, Answer], None],
+        notes: PageNotes | None = None,
     ) -> None:
         """`answer` is told what becomes of each wish that was taken in, once."""
+        self._notes = notes or NoNotes()
         self._ledger, self._policy, self._pressure = ledger, policy, pressure
         self._workshop, self._upkeep = workshop, upkeep
         self._tell = answer
@@ -84,12 +90,14 @@ class Lending:
     def give_back(self, session_id: str, runs: Iterable[PageRun]) -> int:
         """Returns how many pages came."""
         returned = self._ledger.give_back(session_id, runs)
+        self._note_fewer(session_id, returned)
         self._pressure.reclaims.returned(session_id, returned)
         return returned
 
     def cancel(self, session_id: str, request_id: str) -> int:
         """Returns how many pages came."""
         returned = self._ledger.cancel(session_id, request_id)
+        self._note_fewer(session_id, returned)
         self._pressure.reclaims.returned(session_id, returned)
         entry = self._policy.wishes.find((session_id, request_id))
         if entry is not None:
@@ -195,6 +203,7 @@ class Lending:
     def _grant(self, entry: Waiting, page_count: int, now_s: float) -> None:
         wish = entry.wish
         try:
+            self._notes.held(wish.session_id, self._ledger.held_pages(wish.session_id) + page_count)
             runs = self._ledger.lease(wish.session_id, wish.request_id, page_count, wish.min_page_count)
         except VattError as error:
             self._answer(entry, error)
@@ -202,6 +211,12 @@ class Lending:
         if now_s > entry.since_s:
             self._ledger.note_wait(wish.session_id, now_s - entry.since_s)
         self._answer(entry, runs)
+
+    def _note_fewer(self, session_id: str, returned_pages: int) -> None:
+        """Too many are noted where this fails, and that does no harm."""
+        if returned_pages:
+            with suppress(SystemLimit):
+                self._notes.held(session_id, self._ledger.held_pages(session_id))
 
     def _answer(self, entry: Waiting, answer: Answer) -> None:
         self._policy.remove(entry)

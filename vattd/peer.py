@@ -9,8 +9,9 @@ import socket
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
-from vatt.errors import InvalidRequest
+from vatt.errors import InvalidRequest, SystemLimit
 
 SO_PEERPIDFD = 77  # Linux 6.5; not in the socket module yet
 SO_PEERGROUPS = 59
@@ -54,6 +55,31 @@ def peer_of(connection: socket.socket) -> Peer:
         os.set_inheritable(pidfd, False)
         undo.pop_all()
     return Peer(pid, uid, frozenset([gid, *_groups_of(connection)]), pidfd)
+
+
+def peer_of_pid(pid: int, uid: int, start_ticks: int) -> Peer | None:
+    """The process that had this pid, and began then, if it still lives. Raises SystemLimit."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    except OSError as error:
+        raise SystemLimit(f"cannot watch process {pid}: {error}") from error
+    peer = Peer(pid, uid, frozenset(), pidfd)
+    # While the pidfd says that it lives, the pid is its own.
+    if start_ticks_of(pid) == start_ticks and not peer.has_exited():
+        return peer
+    peer.close()
+    return None
+
+
+def start_ticks_of(pid: int) -> int:
+    """When a process began, in the kernel's ticks since boot; 0 where that cannot be seen."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        return int(stat.rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _groups_of(connection: socket.socket) -> list[int]:

@@ -19,8 +19,10 @@ from vatt.usage import Usage
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.engines import Engines, NoEngines
 from vattd.guarantee import Access, Guarantee
-from vattd.ledger import Ledger, PageRun
+from vattd.ledger import Ledger
 from vattd.lending import Answer, Lending
+from vattd.page_notes import NoNotes, PageNotes
+from vattd.page_run import PageRun
 from vattd.policy import Policy
 from vattd.pressure import Pressure
 from vattd.reclaim import Ask, Reason, Reclaims
@@ -58,13 +60,15 @@ class Pool:
         limits: PoolLimits,
         on_broken: Callable[[BaseException], None],
         rules: PoolRules | None = None,
+        notes: PageNotes | None = None,
     ) -> None:
+        self._notes = notes or NoNotes()
         rules = rules or PoolRules()
         self.ledger, self.limits = ledger, limits
         self.engines: Engines = NoEngines()
         self._stock, self._driver, self._thread = ledger.stock, driver, thread
         self._on_broken = on_broken
-        self._workshop = Workshop(self._stock, driver, thread)
+        self._workshop = Workshop(self._stock, driver, thread, notes)
         self._upkeep = Upkeep(
             ledger,
             self._workshop,
@@ -75,7 +79,7 @@ class Pool:
         self.policy = Policy(ledger, rules.timing)
         reclaims = Reclaims(rules.reclaim_within_s, rules.kill_after_s)
         self.pressure = Pressure(ledger, self.policy, reclaims, lambda session_id: self.engines.listens(session_id))
-        self._lending = Lending(ledger, self.policy, self.pressure, self._workshop, self._upkeep, self._answer)
+        self._lending = Lending(ledger, self.policy, self.pressure, self._workshop, self._upkeep, self._answer, notes)
         self._listeners: dict[tuple[str, str], _Listeners] = {}
         self._changed = asyncio.Event()
         self._calm = asyncio.Event()  # nobody is expected to give back what an operator asked for
@@ -135,6 +139,10 @@ class Pool:
         self.ledger.report_usage(session_id, usage)
         if self.policy.wishes.has_queue:
             self._changed.set()
+
+    def look_again(self) -> None:
+        """Something has changed that was not done here."""
+        self._changed.set()
 
     def answer_reclaim(self, session_id: str, reclaim_id: int) -> None:
         """The session gave back what it could."""
@@ -291,6 +299,7 @@ class Pool:
         """Tenants without a session and without a page leave nothing behind, not even a slab."""
         for zone in self.ledger.forget_empty_tenants():
             await self._thread.run(Urgency.BACKGROUND, self._driver.drop_zone, zone)
+            self._notes.dropped(zone)
 
     async def _wait_for_change(self, now_s: float) -> None:
         """`now_s` is when the last decision was taken: what was in the future then must end the wait."""

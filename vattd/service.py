@@ -18,10 +18,10 @@ from vatt.usage import Usage
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattd.handles import parse_run
-from vattd.ledger import PageRun
 from vattd.messages import device_message, seconds
+from vattd.page_run import PageRun
 from vattd.pool import Pool
-from vattd.sessions import Sessions
+from vattd.sessions import Attachment, EngineSession, Sessions
 from vattd.status_codes import abort
 from vattd.wish import Purpose, Wish
 from vattention.vmm.driver import HandleKind, PhysicalDriver
@@ -75,15 +75,20 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     async def Attach(  # noqa: N802 - gRPC's names
         self, request: pb.AttachRequest, context: Context
     ) -> AsyncIterator[pb.AttachResponse]:
+        # What is begun is finished, whether the engine still waits for it or not.
+        attaching = asyncio.ensure_future(self._sessions.attach(request, time.time()))
         try:
-            session = self._sessions.attach(request, time.time())
+            attachment = await asyncio.shield(attaching)
         except VattError as error:
             await abort(context, error)
-        mailbox = session.mailbox
+        except asyncio.CancelledError:
+            attaching.add_done_callback(self._fence_unheard)
+            raise
+        session, mailbox = attachment.session, attachment.mailbox
         try:
             yield pb.AttachResponse(
                 attached=pb.Attached(
-                    key=pb.SessionKey(session_id=session.session_id, secret=session.secret),
+                    key=_key_of(session, request),
                     protocol_version=session.protocol_version,
                     incarnation=self._incarnation,
                     device=device_message(self._driver.device),
@@ -91,6 +96,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
                     max_pages_per_lease=MAX_PAGES_PER_LEASE,
                     max_runs_per_message=MAX_RUNS_PER_MESSAGE,
                     pool_pages=self.pool.ledger.stock.max_pages,
+                    refused_claims=[_page_run(run) for run in attachment.refused_claims],
                 )
             )
             async for letter in mailbox.letters():
@@ -98,6 +104,11 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
         finally:
             if session.mailbox is mailbox:  # else a later stream has taken over
                 self._sessions.fence(session)
+
+    def _fence_unheard(self, attaching: asyncio.Future[Attachment]) -> None:
+        """The engine broke off before it was answered."""
+        if attaching.exception() is None:
+            self._sessions.fence(attaching.result().session)
 
     @rpc
     async def LeasePages(self, request: pb.LeasePagesRequest, context: Context) -> pb.LeasePagesResponse:  # noqa: N802
@@ -143,10 +154,20 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     def _leased(self, run: PageRun) -> pb.LeasedRun:
         placement = self._driver.placement(run.extent)
         return pb.LeasedRun(
-            run=pb.PageRun(first_page_id=run.extent.first, page_count=run.extent.page_count, generation=run.generation),
+            run=_page_run(run),
             kind=_KINDS[placement.kind],
             offset_bytes=placement.offset_bytes,
         )
+
+
+def _key_of(session: EngineSession, request: pb.AttachRequest) -> pb.SessionKey:
+    """Who resumes knows the secret, and vattd may not."""
+    secret = request.resume.secret if request.HasField("resume") else session.secret
+    return pb.SessionKey(session_id=session.session_id, secret=secret)
+
+
+def _page_run(run: PageRun) -> pb.PageRun:
+    return pb.PageRun(first_page_id=run.extent.first, page_count=run.extent.page_count, generation=run.generation)
 
 
 def _check_request_id(request_id: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import logging
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 
 from vatt.errors import (
     InvalidRequest,
@@ -17,19 +19,22 @@ from vatt.errors import (
     SessionEvicted,
     SessionFenced,
     SessionUnknown,
+    SystemLimit,
     TokenRefused,
     VersionUnsupported,
 )
 from vatt.names import check_tenant_name
 from vatt.protocol import MAX_VERSION, MIN_VERSION
 from vatt.v1 import vatt_pb2 as pb
-from vattd.handles import HandleConnection
-from vattd.ledger import PageRun
+from vattd.handles import HandleConnection, parse_run
+from vattd.journal import Journal, SessionFacts
 from vattd.mailbox import Mailbox
 from vattd.messages import reclaim_message
-from vattd.peer import Peer
+from vattd.page_run import PageRun
+from vattd.peer import Peer, start_ticks_of
 from vattd.pool import Pool
 from vattd.reclaim import Request
+from vattd.recovery import Recovery, Survivor
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +45,10 @@ DRAINING = pb.Notice(
 EVICTED = pb.Notice(
     kind=pb.Notice.KIND_EVICTED, message="an operator asks this session to leave: it gets no more pages"
 )
+DISPUTED = pb.Notice(
+    kind=pb.Notice.KIND_CLAIM_DISPUTED,
+    message="another session claims pages that this one has claimed: neither holds them from now on",
+)
 MAX_CLIENT_NAME = 256
 # An engine needs one a device; each costs descriptors of the daemon's.
 MAX_SESSIONS_PER_PROCESS = 64
@@ -49,18 +58,27 @@ MAX_SESSIONS_PER_PROCESS = 64
 class EngineSession:
     """One attached process. It ends when the process does, or by its own Detach; never by a timer."""
 
-    session_id: str
-    secret: bytes
-    tenant: str
+    facts: SessionFacts
     peer: Peer
-    client_name: str
-    attach_time_s: float
     protocol_version: int
     pool: Pool
-    connection: HandleConnection
+    connection: HandleConnection | None  # None: an earlier vattd's, and not re-attached yet
     mailbox: Mailbox = field(default_factory=Mailbox)
     fenced: bool = False
     evicted: bool = False  # an operator asked it to leave
+    secret: bytes = b""  # known where the session was born
+
+    @property
+    def session_id(self) -> str:
+        return self.facts.session_id
+
+    @property
+    def tenant(self) -> str:
+        return self.facts.tenant
+
+    def knows(self, secret: bytes) -> bool:
+        """Is this the session's secret?"""
+        return hmac.compare_digest(_digest(secret), self.facts.secret_digest)
 
     async def pull(self, runs: list[PageRun]) -> list[int]:
         """The handle socket's side: new file descriptors of pages that this session leases."""
@@ -78,14 +96,30 @@ class EngineSession:
             raise SessionEvicted(f"session {self.session_id}: an operator asked it to leave; it gets no more pages")
 
 
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A session's new stream."""
+
+    session: EngineSession
+    mailbox: Mailbox
+    refused_claims: Sequence[PageRun]
+
+
 class Sessions:
     """All sessions, and the connections whose token is still good. For the pool, they are its Engines.
 
     `guarantee_of` gives what a session of a tenant is told of its guarantee.
     """
 
-    def __init__(self, pool: Pool, incarnation: int, guarantee_of: Callable[[str], pb.Guarantee]) -> None:
-        self._pool = pool
+    def __init__(
+        self,
+        pool: Pool,
+        incarnation: int,
+        guarantee_of: Callable[[str], pb.Guarantee],
+        journal: Journal,
+        recovery: Recovery,
+    ) -> None:
+        self._pool, self._journal, self._recovery = pool, journal, recovery
         self._guarantee_of = guarantee_of
         self._incarnation = incarnation
         self._waiting: dict[bytes, HandleConnection] = {}
@@ -107,6 +141,7 @@ class Sessions:
 
     def welcome(self, connection: HandleConnection) -> None:
         """Hand out the connection's token."""
+        connection.wants = self._recovery.wants
         self._waiting[connection.token] = connection
         connection.welcome(self._incarnation)
 
@@ -119,10 +154,18 @@ class Sessions:
 
     # The engine service's side
 
-    def attach(self, request: pb.AttachRequest, now_s: float) -> EngineSession:
-        """A session for the process that the token was handed to: a new one, or the one to resume.
+    def restore(self, survivor: Survivor) -> None:
+        """A session of an earlier vattd, which may re-attach; the pool and the journal have it already."""
+        facts = survivor.facts
+        session = EngineSession(facts, survivor.peer, MAX_VERSION, self._pool, None, fenced=True, evicted=facts.evicted)
+        self._keep(session)
+        number = facts.session_id.rpartition("-")[2]
+        self._opened = max(self._opened, int(number) if number.isdecimal() else 0)
 
-        Raises InvalidRequest, VersionUnsupported, TokenRefused, TenantDenied, SessionUnknown.
+    async def attach(self, request: pb.AttachRequest, now_s: float) -> Attachment:
+        """A session for the process that the token was handed to: a new one, or the one to resume. Not to be cancelled.
+
+        Raises InvalidRequest, VersionUnsupported, TokenRefused, TenantDenied, SessionUnknown, Draining, SystemLimit.
         """
         version = _common_version(request)
         check_tenant_name(request.tenant)
@@ -131,18 +174,23 @@ class Sessions:
         connection = self._waiting.get(bytes(request.token))
         if connection is None:
             raise TokenRefused("not a token of this vattd, or used already: connect to the handle socket anew")
+        refused: Sequence[PageRun] = ()
         if request.HasField("resume"):
-            session = self._resume(request, connection)
+            session = self._find_to_resume(request, connection)
+            if self._recovery.awaits(session.session_id):
+                refused = await self._claim(session, request.claims, connection)
+            self._resume(session, connection)
         else:
             session = self._open(request, connection, version, now_s)
-        del self._waiting[connection.token]  # good once
+        self._waiting.pop(connection.token, None)  # good once
         session.mailbox.put(self._guarantee_of(session.tenant))
-        return session
+        # The letters that this stream reads: a later stream has others.
+        return Attachment(session, session.mailbox, refused)
 
     def find(self, key: pb.SessionKey) -> EngineSession:
         """Raises SessionUnknown, whether the id or the secret is wrong."""
         session = self._sessions.get(key.session_id)
-        if session is None or not hmac.compare_digest(session.secret, key.secret):
+        if session is None or not session.knows(key.secret):
             raise SessionUnknown(f"no session {key.session_id[:80]!r} with this secret: attach again")
         return session
 
@@ -152,6 +200,7 @@ class Sessions:
             return
         if not session.peer.has_exited():
             session.fenced = True
+            session.mailbox.close()  # a stream that is up yet ends, so that the engine hears of it
             self._pool.fence(session.session_id)
             log.info("session %s fenced: its stream broke and its process lives", session.session_id)
 
@@ -160,10 +209,13 @@ class Sessions:
         if self._sessions.pop(session.session_id, None) is None:
             return 0
         page_count = self._pool.end_session(session.session_id, unmapped=unmapped)
+        self._recovery.ended(session.session_id)
+        self._journal.drop(session.session_id)
         asyncio.get_running_loop().remove_reader(session.peer.pidfd)
         session.peer.close()
         session.mailbox.close()
-        session.connection.close()
+        if session.connection is not None:
+            session.connection.close()
         log.info("session %s of %s ended (%s): %d pages back", session.session_id, session.tenant, cause, page_count)
         return page_count
 
@@ -210,6 +262,9 @@ class Sessions:
     def evict(self, session: EngineSession) -> None:
         """Ask the session to leave: it gets no more pages, and is asked for all that it has."""
         session.evicted = True
+        facts = replace(session.facts, evicted=True)
+        with suppress(SystemLimit):  # then a vattd that comes after this one does not know
+            self._journal.change(facts, self._pool.ledger.held_pages(session.session_id))
         session.mailbox.put(EVICTED)
         self._pool.evict(session.session_id)
 
@@ -224,6 +279,13 @@ class Sessions:
         for session in self._sessions.values():
             session.mailbox.put(notice)
 
+    def state_of(self, session: EngineSession) -> str:
+        """In a word, as status shows it."""
+        if self._recovery.awaits(session.session_id):
+            is_late = self._recovery.is_final(asyncio.get_running_loop().time())
+            return "silent" if is_late else "recovering"
+        return "fenced" if session.fenced else "evicted" if session.evicted else "attached"
+
     def close(self) -> None:
         """End every stream; engines keep their pages."""
         self._closing = True
@@ -235,49 +297,87 @@ class Sessions:
     ) -> EngineSession:
         if self.count_of(connection.peer.pid) >= MAX_SESSIONS_PER_PROCESS:
             raise InvalidRequest(f"a process has at most {MAX_SESSIONS_PER_PROCESS} sessions: detach some")
-        session = EngineSession(
-            session_id=f"{connection.peer.pid}-{self._opened + 1}",
-            secret=secrets.token_bytes(16),
+        peer, secret = connection.peer, secrets.token_bytes(16)
+        facts = SessionFacts(
+            session_id=f"{peer.pid}-{self._opened + 1}",
+            secret_digest=_digest(secret),
             tenant=request.tenant,
-            peer=connection.peer,
+            pid=peer.pid,
+            start_ticks=start_ticks_of(peer.pid),
+            uid=peer.uid,
             client_name=request.client_name,
             attach_time_s=now_s,
-            protocol_version=version,
-            pool=self._pool,
-            connection=connection,
         )
-        peer = session.peer
-        self._pool.open_session(session.session_id, session.tenant, peer.uid, peer.gids)
+        session = EngineSession(facts, peer, version, self._pool, connection, secret=secret)
+        with ExitStack() as undo:
+            self._pool.open_session(session.session_id, session.tenant, peer.uid, peer.gids)
+            undo.callback(self._pool.end_session, session.session_id, unmapped=True)
+            self._journal.add_session(facts)
+            undo.pop_all()
         self._opened += 1
         connection.attach(session)
-        self._sessions[session.session_id] = session
-        asyncio.get_running_loop().add_reader(session.peer.pidfd, self._exited, session)
+        self._keep(session)
         log.info("session %s of %s attached: pid %d", session.session_id, session.tenant, session.peer.pid)
         return session
 
-    def _resume(self, request: pb.AttachRequest, connection: HandleConnection) -> EngineSession:
+    def _keep(self, session: EngineSession) -> None:
+        self._sessions[session.session_id] = session
+        asyncio.get_running_loop().add_reader(session.peer.pidfd, self._exited, session)
+
+    async def _claim(
+        self, session: EngineSession, claims: Iterable[pb.PageRun], connection: HandleConnection
+    ) -> Sequence[PageRun]:
+        """A session of an earlier vattd says what it holds. Returns what it does not hold after all."""
+        runs = [parse_run(run) for run in claims]
+        slabs = connection.take_offers()
+        try:
+            claimed = await self._recovery.claim(session.session_id, runs, slabs)
+        finally:
+            for fd in slabs.values():
+                os.close(fd)
+        for loser_id in claimed.losers:
+            loser = self._sessions.get(loser_id)
+            if loser is not None:
+                loser.mailbox.put(DISPUTED)
+        pages = sum(run.extent.page_count for run in claimed.runs)
+        log.info("session %s of an earlier vattd holds %d pages", session.session_id, pages)
+        if claimed.refused:
+            log.error("session %s claims what another session claims too: %s", session.session_id, claimed.refused)
+        return claimed.refused
+
+    def _find_to_resume(self, request: pb.AttachRequest, connection: HandleConnection) -> EngineSession:
         session = self.find(request.resume)
         # While the session's pidfd says that its process lives, the pid cannot be another's.
         if session.peer.has_exited() or session.peer.pid != connection.peer.pid or session.tenant != request.tenant:
             raise SessionUnknown(f"session {session.session_id} is another process's or another tenant's")
         # It keeps what it holds, and gets no more, if its user may not use the tenant any more.
         self._pool.ledger.check_access(session.tenant, connection.peer.uid, connection.peer.gids)
+        return session
+
+    def _resume(self, session: EngineSession, connection: HandleConnection) -> None:
+        if session.session_id not in self._sessions or connection.is_closed or connection.source is not None:
+            raise SessionUnknown(f"session {session.session_id} or its connection ended meanwhile")
         old_connection, old_mailbox = session.connection, session.mailbox
         connection.peer.close()  # the session has its own pidfd of this process
         connection.attach(session)
         session.connection, session.mailbox, session.fenced = connection, Mailbox(), False
         old_mailbox.close()
-        old_connection.close()
+        if old_connection is not None:
+            old_connection.close()
         self._pool.ask_again(session.session_id)  # what it was asked while nobody listened
         if self._pool.draining:
             session.mailbox.put(DRAINING)
         if session.evicted:
             self.evict(session)
         log.info("session %s re-attached", session.session_id)
-        return session
 
     def _exited(self, session: EngineSession) -> None:
         self.end(session, unmapped=False, cause="its process exited")
+
+
+def _digest(secret: bytes) -> str:
+    """What is kept of a secret."""
+    return hashlib.sha256(secret).hexdigest()
 
 
 def _common_version(request: pb.AttachRequest) -> int:

@@ -6,6 +6,8 @@ destroyed in one zone and created in another.
 
 A driver call is recorded before and after it: `begin_*` takes pages out of a lendable state, then `finish_*` or
 `fail_*` puts them into the next one.
+
+What an earlier vattd lent is in zones of its time: such pages are lent until they come back, and then destroyed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ class Zone:
     clean: FreeExtents = field(default_factory=FreeExtents)
     destroyed: FreeExtents = field(default_factory=FreeExtents)  # ids that may be backed again
     next_index: int = 0  # from here on, ids were never used
+    backed_pages: int = 0  # with memory, or on their way there or back
 
     def take_ids(self, page_count: int) -> list[Extent]:
         """Ids for new pages: used ones first, since a dense zone makes long runs."""
@@ -65,20 +68,22 @@ class Shelf:
 class Stock:
     """Every page of the pool that is not lent, by state, and how many are.
 
-    Invariant: each page is in one of the sets below, or lent, or unbacked (then it has no id); so `lent_pages` and the
-    sets never sum to more than `max_pages`, and sum to `backed_pages`. An operation that raises has changed nothing.
+    Invariant: each page is in one of the sets below, or lent, or left, or unbacked (without an id); so `lent_pages`,
+    `_left_pages` and the sets sum to `backed_pages`, never more than `max_pages`. An operation that raises has changed
+    nothing.
     """
 
-    def __init__(self, max_pages: int, *, shares_zone: bool) -> None:
+    def __init__(self, max_pages: int, *, shares_zone: bool, first_zone: int = 0) -> None:
+        """Zones below `first_zone` are an earlier vattd's."""
         self.max_pages = max_pages
         self.shares_zone = shares_zone
         self._short_pages: int | None = None  # what was backed when the device gave no more; None: it gives
         self.lent_pages = self.backed_pages = 0  # backed: with memory, or on their way there or back
         self.created_total = self.scrubbed_total = self.destroyed_total = 0
         # The shared zone; else a zone for pages made ahead, which becomes that of the first tenant that comes.
-        self._spare: Zone | None = Zone(0)
-        self._zones: dict[int, Zone] = {0: self._spare}
-        self._last_zone = 0
+        self._spare: Zone | None = Zone(first_zone)
+        self._zones: dict[int, Zone] = {first_zone: self._spare}
+        self.first_zone = self._last_zone = first_zone
         self._shelves: list[Shelf] = []
         self.hard_shelves: list[Shelf] = []  # those for which pages are kept
         self._fresh = FreeExtents()  # created, and nobody vouches for their content
@@ -87,6 +92,12 @@ class Stock:
         self._destroying = FreeExtents()
         self._quarantined = FreeExtents()  # to be destroyed
         self._broken = FreeExtents()  # the driver refused to destroy them: quarantined for good
+        self._disputed = FreeExtents()  # two sessions claim them: quarantined until both have ended
+        self._left_pages = (
+            0  # an earlier vattd's, of which no session has said that it holds them; their ids are unknown
+        )
+        self._old_zones: dict[int, int] = {}  # an earlier vattd's, and how many pages are known in them
+        self._ending_zones: set[int] = set()  # of those, where no more will be known
 
     def open_shelf(self) -> Shelf:
         """A place for one more tenant. Raises InvalidRequest if there have been too many."""
@@ -135,9 +146,9 @@ class Stock:
         return extents
 
     def take_back(self, shelf: Shelf, extents: Iterable[Extent]) -> None:
-        """Lent pages that nothing maps any more."""
+        """Lent pages that nothing maps any more. An earlier vattd's are not lent again."""
         for extent in extents:
-            shelf.dirty.give_back(extent)
+            (self._quarantined if extent.zone in self._old_zones else shelf.dirty).give_back(extent)
             self._note_lent(shelf, -extent.page_count)
 
     def quarantine(self, shelf: Shelf, extents: Iterable[Extent]) -> None:
@@ -150,6 +161,84 @@ class Stock:
         shelf.lent_pages += page_count
         self.lent_pages += page_count
 
+    # What an earlier vattd lent. Its pages are counted from the start; which they are is known once they are claimed.
+
+    def inherit_lent(self, shelf: Shelf, page_count: int) -> None:
+        """So many pages are lent to the shelf's tenant. Raises InvalidRequest if the pool cannot be so large."""
+        self._inherit(page_count)
+        self._note_lent(shelf, page_count)
+
+    def inherit_left(self, page_count: int) -> None:
+        """So many pages have memory, and are lent to nobody. Raises InvalidRequest if the pool cannot be so large."""
+        self._inherit(page_count)
+        self._left_pages += page_count
+
+    def name_inherited(self, extents: Iterable[Extent]) -> None:
+        """Of the pages that are counted as lent, some are these."""
+        for extent in extents:
+            self._old_zones[extent.zone] = self._old_zones.get(extent.zone, 0) + extent.page_count
+
+    def leave(self, shelf: Shelf, page_count: int) -> None:
+        """Pages without a name, counted as lent, are the tenant's no more."""
+        self._note_lent(shelf, -page_count)
+        self._left_pages += page_count
+
+    def drop_left(self, page_count: int) -> None:
+        """Their memory is the device's again."""
+        if page_count > self._left_pages:
+            raise LedgerBug(f"{page_count} pages dropped of {self._left_pages} that were left")
+        self._left_pages -= page_count
+        self.backed_pages -= page_count
+
+    def dispute(self, shelf: Shelf, extents: Iterable[Extent]) -> None:
+        """Named pages, lent to the shelf's tenant, are another's too, by its word: nobody has them now."""
+        for extent in extents:
+            self._disputed.give_back(extent)
+            self._note_lent(shelf, -extent.page_count)
+
+    def end_dispute(self, extents: Iterable[Extent]) -> None:
+        """Nobody claims them any more: they may be destroyed."""
+        for extent in extents:
+            self._disputed.remove(extent)
+            self._quarantined.give_back(extent)
+
+    def owns(self, zone: int) -> bool:
+        """Is it a zone of this vattd's, or could it become one?"""
+        return zone >= self.first_zone
+
+    def old_zone_pages(self, zone: int) -> int:
+        """Pages that are known in a zone of an earlier vattd's."""
+        return self._old_zones.get(zone, 0)
+
+    def await_end_of(self, zone: int) -> None:
+        """All pages of an earlier vattd's zone that there will be are known: it ends with them."""
+        self._old_zones.setdefault(zone, 0)
+        self._ending_zones.add(zone)
+
+    def is_settled(self, zone: int) -> bool:
+        """Are all pages known that have memory in this zone?"""
+        return zone in self._zones or zone in self._ending_zones
+
+    def take_ended_zones(self) -> list[int]:
+        """Zones of an earlier vattd's of which nothing is left, each told once."""
+        ended = [zone for zone in self._ending_zones if not self._old_zones[zone]]
+        for zone in ended:
+            self._ending_zones.remove(zone)
+            del self._old_zones[zone]
+        return ended
+
+    def backed_in(self, zone: int) -> int:
+        """Pages of one of this vattd's zones that have memory, or are on their way there or back."""
+        return self._zones[zone].backed_pages if zone in self._zones else self.old_zone_pages(zone)
+
+    def _inherit(self, page_count: int) -> None:
+        if page_count > self.unbacked_pages:
+            raise InvalidRequest(
+                f"{self.backed_pages + page_count} pages of an earlier vattd are in use, and the pool has "
+                f"{self.max_pages}: start with a larger --pool-max, or end some engines first"
+            )
+        self.backed_pages += page_count
+
     # Creating
 
     def begin_create(self, shelf: Shelf | None, page_count: int) -> list[Extent]:
@@ -158,8 +247,10 @@ class Stock:
         page_count = min(page_count, self.unbacked_pages)
         if zone is None or page_count < 1:
             return []
+        extents = zone.take_ids(page_count)
         self.backed_pages += page_count
-        return _enter(self._creating, zone.take_ids(page_count))
+        zone.backed_pages += page_count
+        return _enter(self._creating, extents)
 
     def finish_create(self, extent: Extent, *, clean: bool) -> None:
         self._creating.remove(extent)
@@ -170,7 +261,9 @@ class Stock:
 
     def fail_create(self, extent: Extent) -> None:
         self._creating.remove(extent)
-        self._zones[extent.zone].destroyed.give_back(extent)
+        zone = self._zones[extent.zone]
+        zone.destroyed.give_back(extent)
+        zone.backed_pages -= extent.page_count
         self.backed_pages -= extent.page_count
 
     # Scrubbing
@@ -245,10 +338,15 @@ class Stock:
     def finish_destroy(self, extent: Extent, *, retire: bool) -> None:
         """`retire`: never use these ids again, since somebody may still map their place (host, after a death)."""
         self._destroying.remove(extent)
-        if not retire:
-            self._zones[extent.zone].destroyed.give_back(extent)
         self.destroyed_total += extent.page_count
         self.backed_pages -= extent.page_count
+        if extent.zone in self._old_zones:
+            self._old_zones[extent.zone] -= extent.page_count
+            return
+        zone = self._zones[extent.zone]
+        zone.backed_pages -= extent.page_count
+        if not retire:
+            zone.destroyed.give_back(extent)
 
     def fail_destroy(self, extent: Extent) -> None:
         self._destroying.remove(extent)
@@ -269,7 +367,7 @@ class Stock:
     def capacity_pages(self) -> int:
         """What could be lent at one time: less than the limit while the device gives no more."""
         most = self.max_pages if self._short_pages is None else self._short_pages
-        return most - self._broken.page_count
+        return most - self._lost_pages
 
     @property
     def is_short(self) -> bool:
@@ -291,7 +389,12 @@ class Stock:
     @property
     def limit_pages(self) -> int:
         """What could be lent at one time if the device gave all that the pool may take."""
-        return self.max_pages - self._broken.page_count
+        return self.max_pages - self._lost_pages
+
+    @property
+    def _lost_pages(self) -> int:
+        """That nobody can say when they come back."""
+        return self._broken.page_count + self._disputed.page_count
 
     @property
     def idle_pages(self) -> int:
@@ -337,7 +440,7 @@ class Stock:
             PageState.DIRTY: self._fresh.page_count + sum(shelf.dirty.page_count for shelf in self._shelves),
             PageState.SCRUBBING: self._scrubbing.page_count,
             PageState.DESTROYING: self._destroying.page_count,
-            PageState.QUARANTINED: self._quarantined.page_count + self._broken.page_count,
+            PageState.QUARANTINED: self._quarantined.page_count + self._lost_pages + self._left_pages,
         }
         return {PageState.UNBACKED: self.max_pages - sum(counts.values()), **counts}
 

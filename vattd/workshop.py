@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from vatt.errors import DeviceLost, OutOfMemory, VattError
 from vatt.pages import Extent
 from vattd.driver_thread import DriverThread, Urgency
+from vattd.page_notes import NoNotes, PageNotes
 from vattd.stock import Shelf, Stock
 from vattention.vmm.driver import PhysicalDriver
 
@@ -43,8 +44,11 @@ class Workshop:
     asked again, unless memory of ours goes back to it.
     """
 
-    def __init__(self, stock: Stock, driver: PhysicalDriver, thread: DriverThread) -> None:
+    def __init__(
+        self, stock: Stock, driver: PhysicalDriver, thread: DriverThread, notes: PageNotes | None = None
+    ) -> None:
         self._stock, self._driver, self._thread = stock, driver, thread
+        self._notes = notes or NoNotes()
         self._background_pages = max(1, BACKGROUND_SLICE_BYTES // driver.page_size_bytes)
         self._urgent_pages = max(1, URGENT_SLICE_BYTES // driver.page_size_bytes)
         # Halved while the device refuses, so that it gives what it has, down to the last page.
@@ -103,6 +107,7 @@ class Workshop:
         """Make the slice's driver calls. What a failed call was for goes where `fail` says. Raises DeviceLost."""
         for extent in work.extents:
             try:
+                self._notes.backed(extent.zone)
                 await self._thread.run(work.urgency, work.call, extent)
             except DeviceLost:
                 work.fail(extent)
@@ -112,7 +117,15 @@ class Workshop:
                 self._failed(work, extent, error, now())
             else:
                 work.finish(extent)
+                self._note_quietly(extent.zone)
                 self._succeeded(work)
+
+    def _note_quietly(self, zone: int) -> None:
+        """The pages are there, noted or not; before they are lent it is tried again."""
+        try:
+            self._notes.backed(zone)
+        except VattError as error:
+            log.error("%s", error)
 
     def _make(self, shelf: Shelf, page_count: int, urgency: Urgency, now_s: float) -> Slice | None:
         return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 import grpc
 
@@ -23,9 +24,16 @@ class AttachStream:
     """
 
     def __init__(
-        self, stub: vatt_pb2_grpc.EngineServiceStub, request: vatt_pb2.AttachRequest, tidings: Tidings
+        self,
+        stub: vatt_pb2_grpc.EngineServiceStub,
+        request: vatt_pb2.AttachRequest,
+        tidings: Tidings,
+        on_end: Callable[[], None],
     ) -> None:
+        """`on_end` is called when a stream that was answered ends without being expected to."""
         self.ended: VattError | None = None
+        self._on_end = on_end
+        self._over = threading.Event()
         self._tidings = tidings
         self._first: vatt_pb2.Attached | None = None
         self._answered = threading.Event()
@@ -43,8 +51,18 @@ class AttachStream:
         return self._first
 
     def expect_end(self) -> None:
-        """The session is about to detach, or vattd to stop at our wish: the stream's end is no news."""
+        """The session is about to detach, or to have another stream: this one's end is no news."""
         self._closing = True
+
+    def is_to_go_on(self) -> None:
+        """It was not to be after all."""
+        self._closing = False
+        if self.ended is not None:
+            self._on_end()
+
+    def ends_within(self, timeout_s: float) -> bool:
+        """Is it over, or will it be in a moment? What breaks a call may break the stream as well."""
+        return self._over.wait(timeout_s)
 
     def close(self) -> None:
         """Idempotent."""
@@ -71,8 +89,10 @@ class AttachStream:
         self.ended = why
         self._answered.set()
         self._call.cancel()  # if it is not over, vattd should know as well
+        self._over.set()
         if not self._closing and self._first is not None:
             log.warning("session %s is fenced: %s", self._first.key.session_id, why)
+            self._on_end()
 
     def _hear_guarded(self, response: vatt_pb2.AttachResponse) -> None:
         """A listener's failure must not make the session deaf."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +29,23 @@ _CHANNEL_OPTIONS = (
     # Repeats are ours to decide (see engine_client), and a Unix socket needs no proxy.
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A Unix socket costs nothing to try, and a vattd that is started anew is there within a second or so.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a session holds: its pages, and new descriptors of the slabs that they are in, by zone."""
+
+    runs: Sequence[vatt_pb2.PageRun]
+    slabs: Mapping[int, int]
+
+
+def _no_claims() -> Claims:
+    return Claims((), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +71,12 @@ class Connection:
         self._caller = caller
         self._sockets = sockets
         self.tidings = Tidings()
+        self.on_end: Callable[[], None] = lambda: None  # called when the stream breaks
         with ExitStack() as undo:
             channel = grpc.insecure_channel(f"unix:{sockets.engine.absolute()}", options=_CHANNEL_OPTIONS)
             undo.callback(channel.close)
             self.stub = vatt_pb2_grpc.EngineServiceStub(channel)
-            self.handles, self.stream, self.attached = self._attach(resume=None)
+            self.handles, self.stream, self.attached = self._attach(None, _no_claims)
             self._close_channel = undo.pop_all()
         fork_guard.abandon_in_child(self)
 
@@ -87,12 +104,17 @@ class Connection:
             connection._close_channel.push(undo.pop_all())
         return connection
 
-    def resume(self) -> None:
-        """Re-attach the session after its stream broke."""
+    def resume(self, claims: Callable[[], Claims]) -> None:
+        """Re-attach the session after its stream broke. A vattd that did not lend what the session holds asks for its
+        claims; `attached` then says which it refuses."""
         self.expect_end()  # vattd ends the old stream, if it is not over yet
-        handles, stream, _ = self._attach(resume=self.attached.key)
+        try:
+            handles, stream, attached = self._attach(self.attached.key, claims)
+        except BaseException:
+            self.stream.is_to_go_on()
+            raise
         broken_handles, broken_stream = self.handles, self.stream
-        self.handles, self.stream = handles, stream
+        self.handles, self.stream, self.attached = handles, stream, attached
         broken_stream.close()
         broken_handles.close()
 
@@ -110,7 +132,9 @@ class Connection:
         """In a forked child: close its copy of the handle socket. The channel stays: gRPC's threads are gone."""
         self.handles.close()
 
-    def _attach(self, resume: vatt_pb2.SessionKey | None) -> tuple[HandleConnection, AttachStream, vatt_pb2.Attached]:
+    def _attach(
+        self, resume: vatt_pb2.SessionKey | None, claims: Callable[[], Claims]
+    ) -> tuple[HandleConnection, AttachStream, vatt_pb2.Attached]:
         with ExitStack() as undo:
             handles = HandleConnection.connect(self._sockets.handles)
             undo.callback(handles.close)
@@ -123,7 +147,15 @@ class Connection:
                 client_name=self._caller.client_name,
                 resume=resume,
             )
-            stream = AttachStream(self.stub, request, self.tidings)
+            if resume is not None and handles.welcome.incarnation != self.attached.incarnation:
+                claimed = claims()
+                try:
+                    handles.offer(claimed.slabs)
+                finally:
+                    for fd in claimed.slabs.values():
+                        os.close(fd)
+                request.claims.extend(claimed.runs)
+            stream = AttachStream(self.stub, request, self.tidings, lambda: self.on_end())
             undo.callback(stream.close)
             attached = stream.attached(ATTACH_TIMEOUT_S)
             facts = (attached.page_size_bytes, attached.max_pages_per_lease, attached.max_runs_per_message)

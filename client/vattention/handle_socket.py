@@ -11,7 +11,7 @@ import os
 import resource
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -82,6 +82,21 @@ class HandleConnection:
                     )
                 undo.pop_all()
             return fds
+
+    def offer(self, slabs: Mapping[int, int]) -> None:
+        """Bring an earlier vattd's slabs to this one, before Attach: descriptors by zone, which stay the caller's."""
+        zones = list(slabs)
+        with self._lock:
+            for at in range(0, len(zones), MAX_FDS_PER_PACKET):
+                batch = zones[at : at + MAX_FDS_PER_PACKET]
+                offer = vatt_pb2.HandlePull(pull_id=next(self._pull_ids), offered_zones=batch)
+                packet, fds = offer.SerializeToString(), [slabs[zone] for zone in batch]
+                self._call(lambda: socket.send_fds(self._socket, [packet], fds))  # noqa: B023  called at once
+                delivery = vatt_pb2.HandleDelivery()
+                for fd in self._receive(delivery):
+                    os.close(fd)
+                if delivery.HasField("error"):
+                    raise _refusal(delivery.error)
 
     def close(self) -> None:
         """Idempotent."""

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 
-from vatt.errors import DriverError, InvalidRequest, LimitExceeded, PoolExhausted, VattError
+from vatt.errors import DriverError, InvalidRequest, LimitExceeded, PoolExhausted, SessionFenced, VattError
 from vatt.pages import Extent, extents_of
+from vatt.protocol import GENERATION_BITS
 from vatt.v1 import vatt_pb2
-from vattention.connection import Connection
+from vattention.connection import Claims, Connection
 from vattention.engine_client import EngineClient, Grant
 from vattention.integers import as_integer
 from vattention.mapper import Mapper
@@ -33,6 +34,8 @@ class Leases:
         self._lock = threading.Lock()
         # Two imports at a time could both find a slab's descriptor missing.
         self._importing = threading.Lock()
+        # While pages are let go of they are neither held nor returned yet: nothing is claimed then.
+        self._releasing = threading.Lock()
         self._generation_of: dict[int, int] = {}
 
     @property
@@ -77,36 +80,50 @@ class Leases:
 
     def give_back(self, extents: Sequence[Extent]) -> None:
         """As Session.give_back."""
-        with self._lock:
-            generation_of = {
-                page_id: self._generation_of.pop(page_id)
-                for extent in extents
-                for page_id in extent.page_ids
-                if page_id in self._generation_of
-            }
         released: list[vatt_pb2.PageRun] = []
+        generation_of: dict[int, int] = {}
         refusal: DriverError | None = None
         try:
-            for extent in extents_of(generation_of):
+            with self._releasing:
+                generation_of = self._take_out(extents)
                 try:
-                    self._mapper.release(extent)
-                except DriverError as error:  # the others may go all the same
-                    refusal = refusal or error
-                    continue
-                released += _page_runs(extent, generation_of)
-                for page_id in extent.page_ids:
-                    del generation_of[page_id]
+                    for extent in extents_of(generation_of):
+                        try:
+                            self._mapper.release(extent)
+                        except DriverError as error:  # the others may go all the same
+                            refusal = refusal or error
+                            continue
+                        released += _page_runs(extent, generation_of)
+                        for page_id in extent.page_ids:
+                            del generation_of[page_id]
+                finally:
+                    with self._lock:
+                        self._generation_of.update(generation_of)  # what was not released stays held
         finally:
-            with self._lock:
-                self._generation_of.update(generation_of)  # what was not released stays held
             self._client.return_pages(released)
         if refusal is not None:
             raise StillHeld(extents_of(generation_of), refusal) from refusal
 
     def resume(self) -> None:
-        """Have the connection re-attach while no page is being imported."""
-        with self._importing:
-            self._connection.resume()
+        """Have the connection re-attach, and claim what is held, while no page is being imported or let go of."""
+        with self._importing, self._releasing:
+            self._connection.resume(self._claims)
+
+    def _claims(self) -> Claims:
+        with self._lock:
+            generation_of = dict(self._generation_of)
+        runs = [run for extent in extents_of(generation_of) for run in _page_runs(extent, generation_of)]
+        return Claims(runs, self._mapper.zone_fds())
+
+    def _take_out(self, extents: Sequence[Extent]) -> dict[int, int]:
+        """Generations by page, of those that are held."""
+        with self._lock:
+            return {
+                page_id: self._generation_of.pop(page_id)
+                for extent in extents
+                for page_id in extent.page_ids
+                if page_id in self._generation_of
+            }
 
     def forget(self) -> None:
         """Nothing is held any more: vattd has been told so, and the mapper is closed."""
@@ -121,12 +138,19 @@ class Leases:
             if not 1 <= page_count <= asked_pages:
                 raise VattError(f"vattd granted {page_count} pages where {asked_pages} were asked for")
             with self._importing:
+                self._check_is_current(runs)
                 import_runs(runs, self._mapper, self._connection.handles)
             with self._lock:
                 for run in runs:
                     self._generation_of.update(dict.fromkeys(run.extent.page_ids, run.generation))
             undo.pop_all()
         return [run.extent for run in runs]
+
+    def _check_is_current(self, runs: Sequence[GrantedRun]) -> None:
+        """What a vattd granted whose end came before its pages could be claimed is nobody's."""
+        incarnation = self._connection.attached.incarnation
+        if any(run.generation >> GENERATION_BITS != incarnation for run in runs):
+            raise SessionFenced("the pages were granted by a vattd that has ended since")
 
 
 def _page_runs(extent: Extent, generation_of: Mapping[int, int]) -> Iterator[vatt_pb2.PageRun]:

@@ -60,6 +60,12 @@ class Mapper:
         with self._lock:
             self._open().free(reserved.address, reserved.size_bytes)
 
+    def zone_fds(self) -> dict[int, int]:
+        """New descriptors of the zones that imported pages are in; the caller closes them."""
+        self._birth.check()
+        with self._lock:
+            return self._open().zone_fds()
+
     def missing_fds(self, extent: Extent) -> list[int]:
         self._birth.check()
         with self._lock:

@@ -48,4 +48,4 @@ class PageSource(PageLender, Protocol):
 def check_wait(wait_s: float) -> None:
     """Raises InvalidRequest for what a lease to ADMIT cannot wait."""
     if isinstance(wait_s, bool) or not isinstance(wait_s, (int, float)) or not 0 <= wait_s <= MAX_WAIT_S:
-        raise InvalidRequest(f"wait_s must be 0 to {MAX_WAIT_S:g} seconds, not {wait_s!r}")  # nan is not between
+        raise InvalidRequest(f"a wait must be 0 to {MAX_WAIT_S:g} seconds, not {wait_s!r}")  # nan is not between

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from vatt.errors import Closed, Draining, InvalidRequest, SessionEvicted, SessionFenced, VattError
+from vatt.errors import (
+    Closed,
+    DaemonUnreachable,
+    Draining,
+    InvalidRequest,
+    SessionEvicted,
+    SessionFenced,
+    SessionUnknown,
+    ShuttingDown,
+    VattError,
+)
 from vatt.pages import Extent
 from vatt.usage import Usage
 from vatt.v1 import vatt_pb2
@@ -25,7 +36,8 @@ from vattention.guarantee import Guarantee
 from vattention.leases import Leases
 from vattention.mapper import Mapper
 from vattention.page_cache import PageCache
-from vattention.page_source import LeasePurpose
+from vattention.page_source import LeasePurpose, check_wait
+from vattention.reattacher import Reattacher
 from vattention.reclaimer import OnPressure, Reclaimer
 from vattention.vmm import open_mapping
 
@@ -34,11 +46,15 @@ log = logging.getLogger(__name__)
 UUID_PREFIXES = ("GPU-", "MIG-")
 # A busy engine may keep this part of the pool unmapped, so as not to lease what it gave back a moment ago.
 SPARE_DIVISOR = 40
+# How long a lease waits for a vattd that is being started anew, and for the word that it has gone.
+OUTAGE_PATIENCE_S = 5.0
+OUTAGE_NOTICE_S = 0.5
 
 
 class SessionState(enum.Enum):
     ATTACHED = "attached"
-    FENCED = "fenced"  # the stream broke: pages stay, new ones come after reattach()
+    FENCED = "fenced"  # the stream broke: pages stay, new ones come once the session is back, which it tries by itself
+    LOST = "lost"  # it cannot come back: pages stay mapped until close(); connect anew
     CLOSED = "closed"
 
 
@@ -53,8 +69,15 @@ class Session:
     given back in the background: see `on_pressure`.
     """
 
-    def __init__(self, connection: Connection, mapper: Mapper, on_pressure: OnPressure | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        mapper: Mapper,
+        on_pressure: OnPressure | None = None,
+        patience_s: float = OUTAGE_PATIENCE_S,
+    ) -> None:
         """Takes over both; `connect` is how to get one."""
+        self._patience_s = patience_s
         attached = connection.attached
         self._connection = connection
         self._birth = fork_guard.Birth()
@@ -73,6 +96,10 @@ class Session:
         )
         self._reclaimer = Reclaimer(self.pages, self.give_back, self._client.answer_reclaim, on_pressure)
         connection.tidings.tell_of_reclaims(self._reclaimer.ask)
+        self._reattacher = Reattacher(self.reattach, lambda: self._connection.stream.ended is None)
+        connection.on_end = self._reattacher.wake
+        if connection.stream.ended is not None:  # it broke already
+            self._reattacher.wake()
 
     @classmethod
     def connect(
@@ -84,16 +111,20 @@ class Session:
         client_name: str | None = None,
         page_size_bytes: int | None = None,
         on_pressure: OnPressure | None = None,
+        patience_s: float = OUTAGE_PATIENCE_S,
     ) -> Session:
         """Attach to the vattd of `device` (`host` or a GPU's UUID; None: the only one there is).
 
         Looks in `socket_dir`, else where the environment says; with VATTENTION_DAEMON=embedded a private vattd is
         started, with pages of `page_size_bytes` if that is given. `on_pressure` is the property of that name.
+        When vattd ends, the session re-attaches by itself, with all its pages, as soon as one runs again; `patience_s`
+        is how long a lease waits for that before it raises SessionFenced.
         Raises InvalidRequest, DaemonUnreachable, TenantDenied, VersionUnsupported, DeviceNotFound, Draining.
         """
         with ExitStack() as undo:
             _check_device(device)
             _check_callback(on_pressure)
+            check_wait(patience_s)
             caller = Caller(tenant, client_name if client_name is not None else f"vattention/{_version()}")
             directory = _directory(socket_dir) if socket_dir is not None else None
             connection = Connection.open(caller, read_config(), device, directory, page_size_bytes)
@@ -101,7 +132,7 @@ class Session:
             facts = connection.attached
             mapper = Mapper(open_mapping(facts.device.backend, facts.device.uuid, facts.page_size_bytes))
             undo.callback(mapper.close)
-            session = cls(connection, mapper, on_pressure)
+            session = cls(connection, mapper, on_pressure, patience_s)
             undo.pop_all()
         return session
 
@@ -155,7 +186,17 @@ class Session:
     def state(self) -> SessionState:
         if self._closed:
             return SessionState.CLOSED
-        return SessionState.ATTACHED if self._connection.stream.ended is None else SessionState.FENCED
+        if self._connection.stream.ended is None:
+            return SessionState.ATTACHED
+        return SessionState.FENCED if self._reattacher.lost is None else SessionState.LOST
+
+    @property
+    def disputed_pages(self) -> int:
+        """After vattd was started anew: of the pages that the session claimed, how many another session claims too.
+
+        They stay mapped and are lent to nobody, but vattd does not count them as this session's.
+        """
+        return sum(run.page_count for run in self._connection.attached.refused_claims)
 
     @property
     def last_notice(self) -> vatt_pb2.Notice | None:
@@ -182,12 +223,23 @@ class Session:
     ) -> list[Extent]:
         """Lease pages and import them, ready to map: at least `min_page_count` (0: all of them), or none and an error.
 
-        Only ADMIT may wait. Raises PoolExhausted, WaitHopeless, LimitExceeded, OutOfMemory, SessionFenced,
+        Only ADMIT may wait. While vattd is being started anew, all but AHEAD wait for it: see `connect`. Raises
+        PoolExhausted, WaitHopeless, LimitExceeded, OutOfMemory, SessionFenced, SessionUnknown (the session is lost),
         SessionEvicted, ShuttingDown, Draining (an ADMIT), DaemonUnreachable.
         """
+        began_s = time.monotonic()
+        patient_until_s = began_s + (0.0 if purpose is LeasePurpose.AHEAD else max(self._patience_s, wait_s))
         with self._closed_meanwhile():
-            self._check_usable()
-            return self._leases.lease(page_count, min_page_count, purpose, wait_s)
+            while True:
+                self._wait_until_attached(patient_until_s)
+                left_s = max(0.0, began_s + wait_s - time.monotonic()) if wait_s else wait_s
+                try:
+                    return self._leases.lease(page_count, min_page_count, purpose, left_s)
+                except (DaemonUnreachable, SessionFenced, ShuttingDown):
+                    # Nothing was leased, or it will be taken back: safe to ask again, if it is vattd that went away.
+                    is_outage = self._connection.stream.ends_within(OUTAGE_NOTICE_S)
+                    if not is_outage or time.monotonic() >= patient_until_s:
+                        raise
 
     def check_admits(self) -> None:
         """Raises Draining or SessionEvicted if no new request should begin, whatever pages are at hand."""
@@ -215,12 +267,16 @@ class Session:
     def reattach(self) -> None:
         """Go on after the stream broke, as the same session with the same pages.
 
-        Raises SessionUnknown if vattd has forgotten it (a new vattd has): then close this one and connect anew.
+        It is tried in the background as well. Raises SessionUnknown if vattd does not know the session: then close this
+        one and connect anew.
         """
         self._birth.check()
         if self._closed:
             raise Closed("the session is closed")
         self._leases.resume()
+        self._reattacher.note_attached()
+        if self.disputed_pages:
+            log.error("session %s: another session claims %d pages of it", self.session_id, self.disputed_pages)
         self._client.settle()
 
     def close_first(self, dependent: Closeable) -> None:
@@ -242,6 +298,7 @@ class Session:
             self._closed = True
             dependents = list(self._dependents)
         self._client.leave()
+        self._reattacher.stop()
         try:
             _close_each([self._reclaimer, *dependents, self.pages])
             self.mapper.close()
@@ -265,7 +322,18 @@ class Session:
             raise Closed("the session is closed")
         why = self._connection.stream.ended
         if why is not None:
-            raise SessionFenced(f"session {self.session_id} lost its stream ({why}): reattach() to go on")
+            if self._reattacher.lost is not None:
+                raise SessionUnknown(
+                    f"session {self.session_id} is lost ({self._reattacher.lost}): close it and connect anew"
+                ) from self._reattacher.lost
+            raise SessionFenced(f"session {self.session_id} lost its stream ({why}): it re-attaches when vattd is back")
+
+    def _wait_until_attached(self, until_s: float) -> None:
+        """Raises what `_check_usable` does, if the session does not come back until then."""
+        if self._connection.stream.ended is not None:
+            self._birth.check()
+            self._reattacher.wait(until_s - time.monotonic())
+        self._check_usable()
 
     @contextmanager
     def _closed_meanwhile(self) -> Iterator[None]:

@@ -15,6 +15,9 @@ MAX_USAGE_BYTES = 1 << 48
 # Of a tenant's share beyond the mins, beside the others' (Guarantee.weight).
 MAX_WEIGHT = 1000
 
+# A generation's lower bits count one vattd's leases; above them is its incarnation.
+GENERATION_BITS = 32
+
 # The kernel's SCM_MAX_FD.
 MAX_FDS_PER_PACKET = 253
 MAX_HANDLE_PACKET_BYTES = 16 << 10

@@ -75,6 +75,11 @@ class Sockets:
         return self.directory.name
 
     @property
+    def journal(self) -> Path:
+        """What a vattd knows of its sessions, for the next one."""
+        return self.directory / "journal"
+
+    @property
     def engine(self) -> Path:
         return self.directory / "engine.sock"
 

@@ -50,6 +50,20 @@ class FakeDriver:
         self.calls.append("drop_zone")
         assert all(page_id // ZONE_PAGES != zone for page_id in self.created)
 
+    def zone_mark(self, zone: int) -> int | None:
+        return None if self.recycles_across_tenants else zone + 1
+
+    def adopt_zone(self, zone: int, fd: int, mark: int) -> None:
+        self.calls.append("adopt_zone")
+
+    def inherit(self, extent: Extent) -> None:
+        self._enter("inherit", extent)
+        assert not self.created & set(extent.page_ids)
+        self.created |= set(extent.page_ids)
+
+    def sweeper(self, zone: int) -> Callable[[], None]:
+        return lambda: self.calls.append("sweep")
+
     def close(self) -> None:
         self.created.clear()
 

@@ -25,8 +25,9 @@ from vatt.usage import Usage
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.gathering import gathering_phase
 from vattd.guarantee import Access, Guarantee, MinMode
-from vattd.ledger import Ledger, PageRun
+from vattd.ledger import Ledger
 from vattd.lending import Answer, Lending
+from vattd.page_run import PageRun
 from vattd.policy import Policy
 from vattd.pressure import DYING_S, Pressure, PromiseState, Review
 from vattd.reclaim import Reason, Reclaims, Request

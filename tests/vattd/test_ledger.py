@@ -12,7 +12,8 @@ from vatt.errors import InvalidRequest, LeaseCancelled, LimitExceeded, PoolExhau
 from vatt.pages import Extent
 from vatt.usage import Usage
 from vattd.guarantee import Access, Guarantee
-from vattd.ledger import Ledger, PageRun
+from vattd.ledger import Ledger
+from vattd.page_run import PageRun
 from vattd.snapshot import PageState
 from vattd.stock import Stock
 from vattd.tenants import MAX_TENANTS

@@ -27,8 +27,9 @@ from vatt.pages import Extent
 from vattd.driver_thread import GOES_AHEAD_OF, DriverThread, Urgency
 from vattd.engines import NoEngines
 from vattd.guarantee import Access, Guarantee
-from vattd.ledger import Ledger, PageRun
+from vattd.ledger import Ledger
 from vattd.lending import MAX_WAITING_OF_SESSION
+from vattd.page_run import PageRun
 from vattd.pool import Pool
 from vattd.rules import PoolLimits, PoolRules
 from vattd.snapshot import PageState

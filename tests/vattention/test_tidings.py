@@ -50,7 +50,7 @@ def hear(*events: vatt_pb2.AttachResponse, tidings: Tidings | None = None) -> Ti
     """What a session knows after a stream with these events."""
     stub: Any = FakeStub()
     tidings = tidings if tidings is not None else Tidings()
-    stream = AttachStream(stub, vatt_pb2.AttachRequest(), tidings)
+    stream = AttachStream(stub, vatt_pb2.AttachRequest(), tidings, lambda: None)
     for event in (vatt_pb2.AttachResponse(attached=vatt_pb2.Attached()), *events):
         stub.events.put(event)
     stream.close()
@@ -126,7 +126,7 @@ def test_whatever_ends_the_reading_ends_the_stream(failure: BaseException, caplo
             raise failure
 
     stub: Any = BrokenStub()
-    stream = AttachStream(stub, vatt_pb2.AttachRequest(), Tidings())
+    stream = AttachStream(stub, vatt_pb2.AttachRequest(), Tidings(), lambda: None)
     stream.attached(WAIT_S)
     stream._thread.join(WAIT_S)
     assert isinstance(stream.ended, SessionFenced)

@@ -42,6 +42,9 @@ class CudaMapping(TableAnswers):
         call("cuMemAddressFree", address, size_bytes)
         self._table.drop_reservation(address)
 
+    def zone_fds(self) -> dict[int, int]:
+        return {}
+
     def missing_fds(self, extent: Extent) -> list[int]:
         return list(extent.page_ids)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from vatt.errors import DriverError
@@ -12,6 +12,7 @@ from vattention.vmm.cuda_call import bindings, call, call_at_close
 from vattention.vmm.cuda_device import allocation_prop, check_cuda_page_size, find_device, granularity_bytes
 from vattention.vmm.cuda_scrub import CudaScrubber
 from vattention.vmm.driver import DeviceMemory, HandleKind, Placement
+from vattention.vmm.extent_set import ExtentSet
 from vattention.vmm.limits import require_fds
 from vattention.vmm.nvml import NvmlMemory
 
@@ -20,7 +21,8 @@ class CudaPhysical:
     """The physical half for a GPU. It needs cuInit and no context, until something must be scrubbed.
 
     Invariant: `_handles` holds exactly the created pages, each with the one reference that its cuMemCreate gave.
-    A release of anything else is undefined in CUDA, so no handle leaves this class.
+    A release of anything else is undefined in CUDA, so no handle leaves this class. `_inherited` are pages without one:
+    another vattd created them.
     """
 
     fresh_is_zero = False  # nowhere documented, and NVIDIA's own libraries treat fresh memory as dirty
@@ -36,6 +38,7 @@ class CudaPhysical:
         self._headroom_bytes = headroom_bytes
         self._prop = allocation_prop(self.device)
         self._handles: dict[int, int] = {}
+        self._inherited = ExtentSet()
         self._scrubber: CudaScrubber | None = None
         self._nvml: NvmlMemory | None = None
         self._closed = False
@@ -55,6 +58,9 @@ class CudaPhysical:
 
     def destroy(self, extent: Extent) -> None:
         """A release that fails leaves the pages from there on created."""
+        if self._inherited.covers(extent):  # their holder released the last handle
+            self._inherited.remove(extent)
+            return
         for page_id, handle in zip(extent.page_ids, self._handles_of(extent, "destroy"), strict=True):
             call("cuMemRelease", handle)
             del self._handles[page_id]
@@ -88,6 +94,21 @@ class CudaPhysical:
 
     def drop_zone(self, zone: int) -> None:
         """A zone is only a name here: nothing is kept for it."""
+
+    def zone_mark(self, zone: int) -> int | None:
+        return None
+
+    def adopt_zone(self, zone: int, fd: int, mark: int) -> None:
+        raise DriverError(f"zone {zone} has no descriptor", call="adopt_zone")
+
+    def inherit(self, extent: Extent) -> None:
+        """Nothing is needed for it: the memory of a page goes when the last handle does, and the holder has that."""
+        if self._inherited.overlaps(extent) or not self._handles.keys().isdisjoint(extent.page_ids):
+            raise DriverError(f"{extent} cannot be inherited", call="inherit")
+        self._inherited.add(extent)
+
+    def sweeper(self, zone: int) -> Callable[[], None]:
+        raise DriverError(f"zone {zone} has no descriptor", call="sweeper")
 
     def close(self) -> None:
         """Engines keep what they imported: the memory itself goes when the last of them releases it."""

@@ -8,7 +8,7 @@ device handle, and a double release, which CUDA leaves undefined, cannot be aske
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,6 +87,23 @@ class PhysicalDriver(Protocol):
     def drop_zone(self, zone: int) -> None:
         """Forget a zone without created pages, whose ids will never be used again."""
 
+    # After the end of another vattd, whose pages engines still hold
+
+    def zone_mark(self, zone: int) -> int | None:
+        """What the zone's descriptor is known by, to whoever drives the device next; None where zones have none."""
+
+    def adopt_zone(self, zone: int, fd: int, mark: int) -> None:
+        """Take over a zone of another vattd's, by a descriptor that an engine kept; the caller closes it. Idempotent.
+        Raises InvalidRequest unless it is the one of that mark."""
+
+    def inherit(self, extent: Extent) -> None:
+        """Pages that another vattd created and an engine holds, in an adopted zone where zones have marks: they can be
+        destroyed, which is all that can be done with them."""
+
+    def sweeper(self, zone: int) -> Callable[[], None]:
+        """What gives back the memory of all pages of an adopted zone but the inherited ones. It may be called in any
+        thread, once, and takes its time."""
+
     def close(self) -> None:
         """Release every page still held and the device. Idempotent."""
 
@@ -105,6 +122,9 @@ class MappingDriver(Protocol):
 
     def free(self, address: int, size_bytes: int) -> None:
         """Undo exactly one `reserve`. Refused while anything is mapped in it."""
+
+    def zone_fds(self) -> dict[int, int]:
+        """New descriptors of the zones that imported pages are in, by zone; the caller closes them. CUDA: none."""
 
     def missing_fds(self, extent: Extent) -> list[int]:
         """The pages of `extent` whose fd `import_pages` needs: CUDA all, host one if the slab is new, else none."""

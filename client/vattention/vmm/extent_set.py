@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 
 from vatt.pages import Extent
 
@@ -29,6 +30,18 @@ class ExtentSet:
         """Are all of them?"""
         at = bisect_right(self._firsts, extent.first) - 1
         return at >= 0 and self._ends[at] >= extent.end
+
+    def gaps(self, extent: Extent) -> Iterator[Extent]:
+        """Those of these pages that are not in the set, as runs."""
+        first = extent.first
+        at = bisect_right(self._ends, extent.first)
+        while at < len(self._firsts) and self._firsts[at] < extent.end:
+            if first < self._firsts[at]:
+                yield Extent(first, self._firsts[at] - first)
+            first = self._ends[at]
+            at += 1
+        if first < extent.end:
+            yield Extent(first, extent.end - first)
 
     def add(self, extent: Extent) -> None:
         if self.overlaps(extent):

@@ -70,6 +70,15 @@ class HostMapping(TableAnswers):
         os_call("munmap", libc.munmap, address, size_bytes)
         self._table.drop_reservation(address)
 
+    def zone_fds(self) -> dict[int, int]:
+        fds: dict[int, int] = {}
+        with ExitStack() as undo:
+            for zone, slab in self._slabs.items():
+                fds[zone] = os_call("dup", os.dup, slab.fd)
+                undo.callback(os.close, fds[zone])
+            undo.pop_all()
+        return fds
+
     def missing_fds(self, extent: Extent) -> list[int]:
         return [] if extent.zone in self._slabs else [extent.first]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from vatt.errors import DriverError, InvalidRequest
@@ -11,7 +12,7 @@ from vattention.vmm import libc
 from vattention.vmm.driver import Device, DeviceMemory, HandleKind, Placement
 from vattention.vmm.extent_set import ExtentSet
 from vattention.vmm.host_memory import HostMemory
-from vattention.vmm.host_slabs import Slabs, SmallSlabs
+from vattention.vmm.host_slabs import Slabs, SmallSlabs, is_slab
 from vattention.vmm.os_call import os_call
 
 HOST = Device(backend="host", uuid="host", name="host memory")
@@ -108,6 +109,37 @@ class HostPhysical:
         slab = self._slabs.pop(zone, None)
         if slab is not None:
             os.close(slab)
+
+    def zone_mark(self, zone: int) -> int | None:
+        """The slab's inode: while anybody has the slab, no other memfd has the same."""
+        slab = self._slabs.get(zone)
+        return None if slab is None else os_call("fstat", os.fstat, slab).st_ino
+
+    def adopt_zone(self, zone: int, fd: int, mark: int) -> None:
+        if zone in self._slabs:
+            return
+        if not is_slab(fd, slab_size_bytes(self.page_size_bytes), mark):
+            raise InvalidRequest(f"descriptor {fd} is not the slab of zone {zone}")
+        self._slabs[zone] = os_call("dup", os.dup, fd)
+
+    def inherit(self, extent: Extent) -> None:
+        if extent.zone not in self._slabs or self._created.overlaps(extent):
+            raise DriverError(f"{extent} cannot be inherited", call="inherit")
+        self._created.add(extent)
+
+    def sweeper(self, zone: int) -> Callable[[], None]:
+        slab = os_call("dup", os.dup, self._slabs[zone])
+        gaps = list(self._created.gaps(Extent(zone * ZONE_PAGES, ZONE_PAGES)))
+
+        def sweep() -> None:
+            try:
+                for gap in gaps:
+                    offset_bytes = gap.index * self.page_size_bytes
+                    os_call("fallocate", libc.punch, slab, offset_bytes, gap.page_count * self.page_size_bytes)
+            finally:
+                os.close(slab)
+
+        return sweep
 
     def close(self) -> None:
         """The kernel frees a slab once nobody holds or maps it; engines keep what they have."""

@@ -109,6 +109,15 @@ class HugeSlabs:
             os_call("munmap", libc.munmap, address, size_bytes)
 
 
+def is_slab(fd: int, size_bytes: int, inode: int) -> bool:
+    """Is this descriptor, from wherever it came, that of a slab made here or by another vattd?"""
+    try:
+        facts, seals = os.fstat(fd), fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:  # no memfd at all
+        return False
+    return (facts.st_ino, facts.st_size, seals) == (inode, size_bytes, SLAB_SEALS)
+
+
 def _make_slab(size_bytes: int, flags: int) -> int:
     with ExitStack() as undo:
         slab = os.memfd_create(SLAB_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)

@@ -15,6 +15,8 @@ A session's life:
   2. call Attach with the token; the stream's first message is Attached;
   3. LeasePages, then pull the pages' file descriptors over the handle socket, map, use, unmap, ReturnPages;
   4. Detach, or just exit: pages come back when the pidfd says that the process is gone, not when a socket closes.
+When vattd itself ends, sessions go on with what they hold. The next vattd knows them from a journal: a session connects
+to handles.sock anew, offers its slabs there (host), and calls Attach with `resume` and with what it holds as `claims`.
 
 Errors: a gRPC status whose details hold a google.rpc.ErrorInfo with domain "vatt", the stable `reason` of
 vatt.errors, and its numbers as metadata. Every method may answer:
@@ -244,6 +246,7 @@ class AttachRequest(_message.Message):
     MAX_PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     CLIENT_NAME_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
+    CLAIMS_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     """From HandleWelcome; good once, for the process that received it, while its handle connection is open."""
     tenant: _builtins.str
@@ -261,6 +264,14 @@ class AttachRequest(_message.Message):
         tenant too. The session keeps its pages and its key.
         """
 
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___PageRun]:
+        """To resume at a vattd of another incarnation than the last Attached said (HandleWelcome tells): every page that the
+        session holds, each once. They stay leased to it, under the same generations, but for what Attached.refused_claims
+        names; when they are returned, their memory goes back to the device. What is not claimed here is not the session's
+        any more. A vattd that knows what the session holds passes this over.
+        """
+
     def __init__(
         self,
         *,
@@ -270,10 +281,11 @@ class AttachRequest(_message.Message):
         max_protocol_version: _builtins.int = ...,
         client_name: _builtins.str = ...,
         resume: Global___SessionKey | None = ...,
+        claims: _abc.Iterable[Global___PageRun] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resume", b"resume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_name", b"client_name", "max_protocol_version", b"max_protocol_version", "min_protocol_version", b"min_protocol_version", "resume", b"resume", "tenant", b"tenant", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "client_name", b"client_name", "max_protocol_version", b"max_protocol_version", "min_protocol_version", b"min_protocol_version", "resume", b"resume", "tenant", b"tenant", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -321,7 +333,7 @@ Global___AttachResponse: _TypeAlias = AttachResponse  # noqa: Y015
 
 @_typing.final
 class Attached(_message.Message):
-    """A session's facts. None of them changes while it lives."""
+    """A session's facts. None of them changes while it and vattd live; another vattd may say another incarnation and pool."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -333,9 +345,10 @@ class Attached(_message.Message):
     MAX_PAGES_PER_LEASE_FIELD_NUMBER: _builtins.int
     MAX_RUNS_PER_MESSAGE_FIELD_NUMBER: _builtins.int
     POOL_PAGES_FIELD_NUMBER: _builtins.int
+    REFUSED_CLAIMS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     incarnation: _builtins.int
-    """Names this run of vattd; a generation begins with it."""
+    """Names this run of vattd; a generation begins with it: it is the incarnation times 2^32, and a number below that."""
     page_size_bytes: _builtins.int
     max_pages_per_lease: _builtins.int
     """The most pages a LeasePages may ask for, and the most runs that fit a ReturnPages."""
@@ -346,6 +359,12 @@ class Attached(_message.Message):
     def key(self) -> Global___SessionKey: ...
     @_builtins.property
     def device(self) -> Global___Device: ...
+    @_builtins.property
+    def refused_claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___PageRun]:
+        """Of the claims: pages that another session claims as well. Neither holds them from now on, and they are lent to nobody
+        before both processes have ended.
+        """
+
     def __init__(
         self,
         *,
@@ -357,10 +376,11 @@ class Attached(_message.Message):
         max_pages_per_lease: _builtins.int = ...,
         max_runs_per_message: _builtins.int = ...,
         pool_pages: _builtins.int = ...,
+        refused_claims: _abc.Iterable[Global___PageRun] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "incarnation", b"incarnation", "key", b"key", "max_pages_per_lease", b"max_pages_per_lease", "max_runs_per_message", b"max_runs_per_message", "page_size_bytes", b"page_size_bytes", "pool_pages", b"pool_pages", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "incarnation", b"incarnation", "key", b"key", "max_pages_per_lease", b"max_pages_per_lease", "max_runs_per_message", b"max_runs_per_message", "page_size_bytes", b"page_size_bytes", "pool_pages", b"pool_pages", "protocol_version", b"protocol_version", "refused_claims", b"refused_claims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,6 +409,8 @@ class Notice(_message.Message):
         """The drain was called off."""
         KIND_EVICTED: Notice._Kind.ValueType  # 5
         """An operator asks this session to leave: give back what you can, no page is lent to it any more."""
+        KIND_CLAIM_DISPUTED: Notice._Kind.ValueType  # 6
+        """After vattd was started anew: another session claims pages that this one has claimed. Neither holds them any more."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: Notice.Kind.ValueType  # 0
@@ -402,6 +424,8 @@ class Notice(_message.Message):
     """The drain was called off."""
     KIND_EVICTED: Notice.Kind.ValueType  # 5
     """An operator asks this session to leave: give back what you can, no page is lent to it any more."""
+    KIND_CLAIM_DISPUTED: Notice.Kind.ValueType  # 6
+    """After vattd was started anew: another session claims pages that this one has claimed. Neither holds them any more."""
 
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
@@ -840,21 +864,30 @@ class HandlePull(_message.Message):
 
     PULL_ID_FIELD_NUMBER: _builtins.int
     RUNS_FIELD_NUMBER: _builtins.int
+    OFFERED_ZONES_FIELD_NUMBER: _builtins.int
     pull_id: _builtins.int
     """Chosen by the client; comes back with the answer."""
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PageRun]:
         """Pages that this session leases, 1 to 253 in all: the kernel carries no more descriptors in a message."""
 
+    @_builtins.property
+    def offered_zones(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Instead of `runs`, and before Attach: zones whose slabs' descriptors ride along, in this order, at most 253. An earlier
+        vattd made these slabs, and this one must be able to give their memory back; it takes them for the session that is
+        resumed over this connection, and only if they are what they are said to be.
+        """
+
     def __init__(
         self,
         *,
         pull_id: _builtins.int = ...,
         runs: _abc.Iterable[Global___PageRun] | None = ...,
+        offered_zones: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pull_id", b"pull_id", "runs", b"runs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offered_zones", b"offered_zones", "pull_id", b"pull_id", "runs", b"runs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1247,11 +1280,21 @@ class Daemon(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    RECOVERED_SESSIONS_TOTAL_FIELD_NUMBER: _builtins.int
+    LOST_SESSIONS_TOTAL_FIELD_NUMBER: _builtins.int
+    DISPUTED_PAGES_TOTAL_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     incarnation: _builtins.int
     pid: _builtins.int
     state: _builtins.str
     """"serving", "draining", "shutting_down", "device_lost" or "broken" (a bug of ours: nothing is lent any more)."""
+    recovered_sessions_total: _builtins.int
+    """Sessions of an earlier vattd: those that re-attached, and those whose process ended before they did, since this one
+    started. Those that it still waits for are in `sessions`.
+    """
+    lost_sessions_total: _builtins.int
+    disputed_pages_total: _builtins.int
+    """Pages that two sessions claimed."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -1262,10 +1305,13 @@ class Daemon(_message.Message):
         pid: _builtins.int = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         state: _builtins.str = ...,
+        recovered_sessions_total: _builtins.int = ...,
+        lost_sessions_total: _builtins.int = ...,
+        disputed_pages_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "pid", b"pid", "start_time", b"start_time", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disputed_pages_total", b"disputed_pages_total", "incarnation", b"incarnation", "lost_sessions_total", b"lost_sessions_total", "pid", b"pid", "recovered_sessions_total", b"recovered_sessions_total", "start_time", b"start_time", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1634,7 +1680,9 @@ class Session(_message.Message):
     uid: _builtins.int
     client_name: _builtins.str
     state: _builtins.str
-    """"attached", "fenced" or "evicted" (asked to leave)."""
+    """"attached", "fenced", "evicted" (asked to leave), or of an earlier vattd and not re-attached yet: "recovering", and
+    "silent" once the time for it is over.
+    """
     leased_bytes: _builtins.int
     mapped_bytes: _builtins.int
     """By the session's own word, as the figures after attach_time are: see ReportUsageRequest."""

@@ -15,6 +15,8 @@ A session's life:
   2. call Attach with the token; the stream's first message is Attached;
   3. LeasePages, then pull the pages' file descriptors over the handle socket, map, use, unmap, ReturnPages;
   4. Detach, or just exit: pages come back when the pidfd says that the process is gone, not when a socket closes.
+When vattd itself ends, sessions go on with what they hold. The next vattd knows them from a journal: a session connects
+to handles.sock anew, offers its slabs there (host), and calls Attach with `resume` and with what it holds as `claims`.
 
 Errors: a gRPC status whose details hold a google.rpc.ErrorInfo with domain "vatt", the stable `reason` of
 vatt.errors, and its numbers as metadata. Every method may answer:

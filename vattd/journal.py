@@ -1,0 +1,241 @@
+"""The journal: what the next vattd must know of this one's sessions and slabs, should this one end without a word.
+
+A file beside the sockets, of places of the same size. The facts of a session or a slab go into a place once; how many
+pages it has is written over as often as it changes, by one write(2) within one page of the file, which a kill cannot
+tear. Nothing is synced: the file must outlive vattd, not the machine, whose end is the end of all engines too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vatt.errors import InvalidRequest, SystemLimit
+
+VERSION = 1
+PLACE_BYTES = 2048  # two to a page of the file
+# Sessions and slabs are bounded elsewhere, to fewer.
+MAX_PLACES = 1 << 14
+_HEAD = struct.Struct("<QII")  # pages, length of the facts, their CRC
+_PAGES = struct.Struct("<Q")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_TYPES: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFacts:
+    """What the journal is about. Another vattd can go on with it if these are the same."""
+
+    device: str
+    page_size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """What is needed to know a session again. `start_ticks` is when its process began, as the kernel counts."""
+
+    session_id: str
+    secret_digest: str
+    tenant: str
+    pid: int
+    start_ticks: int
+    uid: int
+    client_name: str
+    attach_time_s: float
+    evicted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SlabFacts:
+    """A slab, and what its descriptor is known by."""
+
+    zone: int
+    tenant: str
+    mark: int
+
+
+_KINDS: dict[str, type[SessionFacts] | type[SlabFacts]] = {kind.__name__: kind for kind in (SessionFacts, SlabFacts)}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A place's content."""
+
+    facts: SessionFacts | SlabFacts
+    page_count: int
+
+
+class Journal:
+    """One device's. Only the vattd that has the device's lock opens it.
+
+    `entries` is what was there when it was opened, of this boot of the machine; all of it stays until it is dropped.
+    """
+
+    def __init__(self, path: Path, facts: JournalFacts) -> None:
+        """Raises InvalidRequest for a file that this vattd cannot go on with, SystemLimit."""
+        self._path = path
+        with ExitStack() as undo:
+            try:
+                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            except OSError as error:
+                raise SystemLimit(f"cannot open {path} ({error.strerror})") from error
+            undo.callback(os.close, self._fd)
+            self._places: dict[str | int, int] = {}  # by session id, or zone
+            self._free: list[int] = []
+            self.next_zone, self.entries = self._read(facts)
+            self._next = max(self._places.values(), default=0) + 1
+            self._free = sorted(set(range(1, self._next)) - set(self._places.values()))
+            self._head = {"version": VERSION, "boot_id": _boot_id(), **asdict(facts)}
+            self.use_zone(self.next_zone - 1)
+            undo.pop_all()
+
+    def add_session(self, facts: SessionFacts) -> None:
+        """Raises SystemLimit, and nothing is added."""
+        self._add(facts.session_id, facts)
+
+    def change(self, facts: SessionFacts | SlabFacts, page_count: int) -> None:
+        """Other facts of one that is there. Raises SystemLimit, and nothing has changed."""
+        self._write(self._places[_key_of(facts)], facts, page_count)
+
+    def add_slab(self, facts: SlabFacts) -> None:
+        """Raises SystemLimit, and nothing is added."""
+        self.use_zone(facts.zone)
+        self._add(facts.zone, facts)
+
+    def has(self, key: str | int) -> bool:
+        """Is this session, or zone, there?"""
+        return key in self._places
+
+    def note_pages(self, key: str | int, page_count: int) -> None:
+        """How many pages a session, or a zone's slab, has. Raises SystemLimit."""
+        self._put(_PAGES.pack(page_count), self._places[key] * PLACE_BYTES)
+
+    def drop(self, key: str | int) -> None:
+        """A session, or a zone's slab, is no more."""
+        place = self._places.pop(key, None)
+        if place is not None:
+            self._put(_HEAD.pack(0, 0, 0), place * PLACE_BYTES)
+            self._free.append(place)
+
+    def use_zone(self, zone: int) -> None:
+        """From now on the next vattd's zones come after this one."""
+        self.next_zone = max(self.next_zone, zone + 1)
+        self._write(0, {**self._head, "next_zone": self.next_zone}, 0)
+
+    def close(self) -> None:
+        """What is in it stays."""
+        os.close(self._fd)
+
+    def _add(self, key: str | int, facts: SessionFacts | SlabFacts) -> None:
+        place = self._free.pop() if self._free else self._next
+        if place >= MAX_PLACES:
+            raise SystemLimit(f"{self._path} is full: {MAX_PLACES} sessions and slabs")
+        try:
+            self._write(place, facts, 0)
+        except SystemLimit:
+            if place < self._next:
+                self._free.append(place)
+            raise
+        self._next = max(self._next, place + 1)
+        self._places[key] = place
+
+    def _write(self, place: int, facts: SessionFacts | SlabFacts | dict[str, object], page_count: int) -> None:
+        plain = facts if isinstance(facts, dict) else {"kind": type(facts).__name__, **asdict(facts)}
+        text = json.dumps(plain, ensure_ascii=False).encode()
+        if _HEAD.size + len(text) > PLACE_BYTES:
+            raise SystemLimit(f"{len(text)} bytes of facts do not fit a place of {self._path}")
+        content = _HEAD.pack(page_count, len(text), zlib.crc32(text)) + text
+        self._put(content.ljust(PLACE_BYTES, b"\0"), place * PLACE_BYTES)
+
+    def _put(self, content: bytes, at: int) -> None:
+        try:
+            written = os.pwrite(self._fd, content, at)
+        except OSError as error:
+            raise SystemLimit(f"cannot write {self._path} ({error.strerror}): nothing was changed") from error
+        if written != len(content):
+            raise SystemLimit(f"cannot write {self._path}: no room is left for it")
+
+    def _read(self, facts: JournalFacts) -> tuple[int, list[Entry]]:
+        """The next zone, and the entries; nothing of another boot, whose engines are gone."""
+        data = os.pread(self._fd, MAX_PLACES * PLACE_BYTES, 0)
+        if not any(data[: _HEAD.size]):  # new, or its maker died before the first write
+            os.ftruncate(self._fd, 0)
+            return 0, []
+        try:
+            head, _ = _parse_place(data[:PLACE_BYTES])
+            if head["version"] != VERSION:
+                raise ValueError(f"version {head['version']}, and this vattd knows {VERSION}")
+            if head["boot_id"] != _boot_id():
+                os.ftruncate(self._fd, 0)
+                return 0, []
+            entries = list(self._parse(data))
+            next_zone = _whole(head["next_zone"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InvalidRequest(
+                f"{self._path} cannot be read ({error}): end the engines of the vattd that ran before, and move the "
+                "file away"
+            ) from error
+        before = JournalFacts(str(head["device"]), _whole(head["page_size_bytes"]))
+        if entries and before != facts:
+            raise InvalidRequest(
+                f"engines hold pages of {before.page_size_bytes} bytes of {before.device}, from the vattd that ran "
+                f"before: start with --page-size {before.page_size_bytes}, or end them first"
+            )
+        return next_zone, entries
+
+    def _parse(self, data: bytes) -> Iterator[Entry]:
+        for place in range(1, len(data) // PLACE_BYTES):
+            content = data[place * PLACE_BYTES : (place + 1) * PLACE_BYTES]
+            if not any(content[8 : _HEAD.size]):
+                continue
+            plain, page_count = _parse_place(content)
+            entry = Entry(_facts_of(plain), page_count)
+            key = _key_of(entry.facts)
+            if key in self._places:
+                raise ValueError(f"{key!r} is there twice")
+            self._places[key] = place
+            yield entry
+
+
+def _key_of(facts: SessionFacts | SlabFacts) -> str | int:
+    return facts.session_id if isinstance(facts, SessionFacts) else facts.zone
+
+
+def _parse_place(content: bytes) -> tuple[dict[str, Any], int]:
+    page_count, length, crc = _HEAD.unpack_from(content)
+    text = content[_HEAD.size : _HEAD.size + length]
+    if len(text) != length or zlib.crc32(text) != crc or page_count >= 1 << 48:
+        raise ValueError("a place is torn")
+    plain = json.loads(text)
+    if not isinstance(plain, dict):
+        raise ValueError("a place holds no facts")
+    return plain, page_count
+
+
+def _facts_of(plain: dict[str, Any]) -> SessionFacts | SlabFacts:
+    kind = _KINDS[plain.pop("kind")]
+    wanted = {field.name: _TYPES[str(field.type)] for field in fields(kind)}
+    if plain.keys() != wanted.keys():
+        raise ValueError(f"facts {sorted(plain)}")
+    for name, value in plain.items():
+        is_number = wanted[name] in (int, float)
+        if type(value) is not wanted[name] or (is_number and not 0 <= value < 1 << 62):
+            raise ValueError(f"{name} is {value!r}")
+    return kind(**plain)
+
+
+def _whole(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < 1 << 62:
+        raise ValueError(f"{number!r} is not a count")
+    return number
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()
