@@ -11,4 +11,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--back-within-s", type=float, default=1.0, help="Bound for pages of the killed; 0.1 where quiet.")
     parser.addoption("--policy-steps", type=int, default=20_000, help="Random steps that the policy is soaked in.")
     parser.addoption("--policy-seed", type=int, default=None, help="Only this world, as a failure named it.")
+    parser.addoption("--vattd-kills", type=int, default=5, help="How often vattd is killed on each backend.")
+    parser.addoption("--chaos-seed", type=int, default=20261125, help="Of the random blows.")
     parser.addoption("--kills", type=int, default=12, help="How many engines are killed on each backend.")

@@ -38,7 +38,8 @@ class AttachStream:
         self._first: vatt_pb2.Attached | None = None
         self._answered = threading.Event()
         self._closing = False
-        self._call = stub.Attach(request)
+        # A vattd that was started a moment ago may not be seen yet by a channel that has just failed.
+        self._call = stub.Attach(request, wait_for_ready=request.HasField("resume"))
         self._thread = threading.Thread(target=self._read, name="vattention-attach", daemon=True)
         self._thread.start()
 

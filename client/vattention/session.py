@@ -227,6 +227,7 @@ class Session:
         PoolExhausted, WaitHopeless, LimitExceeded, OutOfMemory, SessionFenced, SessionUnknown (the session is lost),
         SessionEvicted, ShuttingDown, Draining (an ADMIT), DaemonUnreachable.
         """
+        check_wait(wait_s)
         began_s = time.monotonic()
         patient_until_s = began_s + (0.0 if purpose is LeasePurpose.AHEAD else max(self._patience_s, wait_s))
         with self._closed_meanwhile():

@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from vatt.errors import PoolExhausted
+from vatt.errors import DaemonUnreachable, PoolExhausted, TokenRefused
 from vatt.pages import Extent
 from vattention import LeasePurpose, Session
 
@@ -162,6 +162,16 @@ def is_slab(fd: int) -> bool:
     return False
 
 
+def connect(tenant: str, socket_dir: Path) -> Session:
+    """As soon as a vattd runs: it may be killed in this moment."""
+    for _ in range(100):
+        try:
+            return Session.connect(tenant, socket_dir=socket_dir)
+        except (DaemonUnreachable, TokenRefused):
+            time.sleep(0.1)
+    return Session.connect(tenant, socket_dir=socket_dir)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket-dir", type=Path, required=True)
@@ -172,16 +182,16 @@ def main() -> None:
     parser.add_argument("--progress", action="store_true", help="a line for every step")
     parser.add_argument("--fork", action="store_true", help="leave a child behind that writes where our pages were")
     options = parser.parse_args()
+    ending = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ending.set())
     print("started", flush=True)
-    session = Session.connect(options.tenant, socket_dir=options.socket_dir)
+    session = connect(options.tenant, options.socket_dir)
     print("attached", session.session_id, flush=True)
     worker = Worker(session, options.row_pages, options.seed)
     if options.fork:
         extents = session.lease(4)
         if os.fork() == 0:
             straggle(extents, worker.page)
-    ending = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ending.set())
     end_s = time.monotonic() + options.seconds
     steps = 0
     while time.monotonic() < end_s and not ending.is_set():

@@ -361,18 +361,22 @@ def test_re_attaching_a_session_that_is_attached_raises_no_alarm(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_a_session_whose_stream_broke_is_fenced_until_it_re_attaches(session: Session, vattd_socket_dir: Path) -> None:
+def test_a_session_whose_stream_broke_re_attaches_by_itself(session: Session, vattd_socket_dir: Path) -> None:
     pages = session.lease(3)
-    break_stream(session)
-    assert session.state is SessionState.FENCED
-    with pytest.raises(SessionFenced, match="reattach"):
-        session.lease(1)
     session_id = session.session_id
-    session.reattach()
-    assert (session.state, session.session_id, session.leased_pages) == (SessionState.ATTACHED, session_id, 3)
+    break_stream(session)
     more = session.lease(2)
+    assert (session.state, session.session_id, session.leased_pages) == (SessionState.ATTACHED, session_id, 5)
     assert pages_leased(vattd_socket_dir, session) == 5
     session.give_back(pages + more)
+
+
+def test_a_session_whose_handle_socket_broke_re_attaches_by_itself(session: Session, vattd_socket_dir: Path) -> None:
+    pages = session.lease(3)
+    session._connection.handles.close()
+    assert session._connection.stream.ends_within(WAIT_S), "vattd has it fenced, and says so"
+    session.give_back(pages + session.lease(2))
+    assert pages_leased(vattd_socket_dir, session) == 0
 
 
 def test_many_threads_may_lease_and_return(session: Session, vattd_socket_dir: Path) -> None:
@@ -414,14 +418,36 @@ def test_when_vattd_dies_the_engine_keeps_what_is_mapped(own_vattd: Vattd) -> No
             session.reattach()
 
 
-def test_a_new_vattd_does_not_know_the_session_of_the_old_one(own_vattd: Vattd) -> None:
+def test_a_vattd_that_knows_nothing_of_the_session_says_so_and_the_engine_keeps_what_is_mapped(
+    own_vattd: Vattd,
+) -> None:
     with Session.connect("orphan", socket_dir=own_vattd.socket_dir) as session:
-        session.lease(3)
+        cache = KVCache(session, SPEC)
+        slot = cache.acquire_slot()
+        cache.grow(slot, 256)
+        k, _ = cache.layer(1)
+        k[slot, :256] = 3.0
         own_vattd.stop()
-        session._connection.stream._thread.join(WAIT_S)
+        own_vattd.sockets.journal.unlink()
         own_vattd.start()
+        with pytest.raises(SessionUnknown, match="connect anew"):
+            session.lease(1)
+        assert session.state is SessionState.LOST
         with pytest.raises(SessionUnknown):
             session.reattach()
+        assert k[slot, :256].sum() == 3.0 * 256 * 2 * 64
+    with Session.connect("orphan", socket_dir=own_vattd.socket_dir) as session:
+        session.give_back(session.lease(1))
+
+
+def test_a_lease_ahead_of_need_does_not_wait_for_a_vattd_that_has_gone(own_vattd: Vattd) -> None:
+    with Session.connect("orphan", socket_dir=own_vattd.socket_dir) as session:
+        own_vattd.stop()
+        assert session._connection.stream.ends_within(WAIT_S)
+        began_s = time.monotonic()
+        with pytest.raises(SessionFenced):
+            session.lease(1, purpose=LeasePurpose.AHEAD)
+        assert time.monotonic() - began_s < 2
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "cpu", "0", 0, True])
