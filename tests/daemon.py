@@ -43,12 +43,12 @@ class Vattd:
         self._env = {**os.environ, **(env or {})}
         self.start()
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
         """Also after an end: the same command in the same place."""
         ready, ready_child = os.pipe()
         with open(ready) as answers, open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                [*self._command, "--ready-fd", str(ready_child)],
+                [*self._command, *more, "--ready-fd", str(ready_child)],
                 pass_fds=[ready_child],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -6,9 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import select
-import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -27,7 +24,7 @@ from vatt.command_line import (
     named_device,
 )
 from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
-from vatt.sockets import Sockets, default_socket_dir, find_only_daemon, make_directory, search_dirs
+from vatt.sockets import default_socket_dir, find_only_daemon, make_directory, search_dirs
 from vattd import __version__
 from vattd.config import (
     DEFAULT_HEADROOM,
@@ -38,13 +35,11 @@ from vattd.config import (
     parse_address,
     parse_page_size,
 )
-from vattd.peer import peer_of
+from vattd.predecessor import end_running
 from vattd.ready import ReadyPipe
 from vattd.rules import PoolRules
 from vattd.wish import Timing
 from vattention.vmm import device_uuid
-
-STOP_WITHIN_S = 10.0
 
 _gpu = click.option(
     "--gpu",
@@ -153,6 +148,12 @@ def vattd() -> None:
     show_default=True,
     help="Where Prometheus can scrape /metrics.",
 )
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Take over from the vattd that runs for this device, if this one can go on with what it has lent; engines go "
+    "on meanwhile.",
+)
 @click.option("--detach", is_flag=True, help="Run in the background; return once it serves.")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--exit-with-parent", is_flag=True, hidden=True)
@@ -172,6 +173,7 @@ def start(
     idle_after: float,
     recovery_grace: float,
     metrics_address: str,
+    replace: bool,
     detach: bool,
     ready_fd: int | None,
     exit_with_parent: bool,
@@ -184,6 +186,7 @@ def start(
       vattd start --gpu 1 --pool-max 60%
       vattd start --gpu host --pool-max 4GiB --page-size 64KiB --detach
       vattd start --config tenants.toml --reclaim-kill-after 30s
+      vattd start --replace --pool-max 70%   an upgrade, or other options, while engines serve
 
     \b
     A configuration file:
@@ -217,6 +220,7 @@ def start(
             metrics_address=parse_address(metrics_address),
             exit_with_parent=exit_with_parent,
             recovery_grace_s=recovery_grace,
+            replace=replace,
         )
     except InvalidRequest as error:
         raise click.UsageError(str(error)) from error
@@ -238,7 +242,7 @@ def stop(device: str | None, socket_dir: Path | None) -> None:
     try:
         if device is not None:
             device = named_device(device, device_uuid)
-        pid = _terminate(find_only_daemon(directories, device))
+        pid = end_running(find_only_daemon(directories, device))
     except DaemonUnreachable as error:
         _fail(str(error), EXIT_UNREACHABLE)
     except VattError as error:
@@ -282,31 +286,6 @@ def _start_detached(socket_dir: Path) -> int:
     click.echo(f"vattd serves {answer['device']} {where}", err=True)
     child.returncode = 0  # it is not ours to wait for: no warning about a child that still runs
     return 0
-
-
-def _terminate(sockets: Sockets) -> int:
-    """SIGTERM to the process that listens, as the kernel names it, and wait for its end."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.settimeout(STOP_WITHIN_S)
-        try:
-            connection.connect(str(sockets.handles))
-        except OSError as error:
-            raise DaemonUnreachable(
-                f"no vattd answers at {sockets.handles} ({error}): it is stopped already"
-            ) from error
-        peer = peer_of(connection)
-    try:
-        with suppress(ProcessLookupError):  # it has just ended
-            signal.pidfd_send_signal(peer.pidfd, signal.SIGTERM)
-        poll = select.poll()
-        poll.register(peer.pidfd, select.POLLIN)
-        if not poll.poll(STOP_WITHIN_S * 1000):
-            raise VattError(f"vattd (pid {peer.pid}) has not stopped within {STOP_WITHIN_S:.0f} s: see its log")
-    except PermissionError as error:
-        raise VattError(f"vattd (pid {peer.pid}) is another user's: {error}") from error
-    finally:
-        peer.close()
-    return peer.pid
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -76,6 +76,7 @@ class Config:
     metrics_address: Address | None
     huge_pages: bool = False  # the host's; which sizes a page may have then, the driver says
     exit_with_parent: bool = False
+    replace: bool = False  # end the vattd that runs
     recovery_grace_s: float = DEFAULT_RECOVERY_GRACE_S
     tenants_path: Path | None = None
     rules: PoolRules = field(default_factory=PoolRules)

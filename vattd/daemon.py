@@ -34,6 +34,7 @@ from vattd.ledger import Ledger
 from vattd.metrics import MetricsServer, PoolCollector
 from vattd.page_notes import JournalNotes
 from vattd.pool import Pool
+from vattd.predecessor import replace_running
 from vattd.ready import ReadyPipe
 from vattd.recovery import Recovery, survivors_of
 from vattd.rules import PoolLimits
@@ -151,6 +152,9 @@ def _take_device(config: Config, stack: AsyncExitStack) -> tuple[PhysicalDriver,
         sockets = Sockets(config.socket_dir / driver.device.uuid)
         for directory in (config.socket_dir, sockets.directory):
             make_directory(directory)
+        if config.replace:
+            facts = JournalFacts(driver.device.uuid, driver.page_size_bytes)
+            replace_running(sockets, facts, _limits(config, driver).max_bytes)
         lock = DeviceLock(sockets.lock, driver.device)
         undo.pop_all()
     # In this order: who has the lock next must find the device's memory free.

@@ -12,8 +12,8 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,12 @@ class Journal:
             except OSError as error:
                 raise SystemLimit(f"cannot open {path} ({error.strerror})") from error
             undo.callback(os.close, self._fd)
-            self._places: dict[str | int, int] = {}  # by session id, or zone
-            self._free: list[int] = []
-            self.next_zone, self.entries = self._read(facts)
+            content = _parse(path, os.pread(self._fd, MAX_PLACES * PLACE_BYTES, 0), facts)
+            if not content.entries:
+                os.ftruncate(self._fd, 0)
+            self.next_zone, self.entries = content.next_zone, list(content.entries.values())
+            # By session id, or zone.
+            self._places = {_key_of(entry.facts): place for place, entry in content.entries.items()}
             self._next = max(self._places.values(), default=0) + 1
             self._free = sorted(set(range(1, self._next)) - set(self._places.values()))
             self._head = {"version": VERSION, "boot_id": _boot_id(), **asdict(facts)}
@@ -118,11 +121,12 @@ class Journal:
         self._put(_PAGES.pack(page_count), self._places[key] * PLACE_BYTES)
 
     def drop(self, key: str | int) -> None:
-        """A session, or a zone's slab, is no more."""
+        """A session, or a zone's slab, is no more. Where that cannot be written, the next vattd sees it for itself."""
         place = self._places.pop(key, None)
         if place is not None:
-            self._put(_HEAD.pack(0, 0, 0), place * PLACE_BYTES)
             self._free.append(place)
+            with suppress(SystemLimit):
+                self._put(_HEAD.pack(0, 0, 0), place * PLACE_BYTES)
 
     def use_zone(self, zone: int) -> None:
         """From now on the next vattd's zones come after this one."""
@@ -162,46 +166,61 @@ class Journal:
         if written != len(content):
             raise SystemLimit(f"cannot write {self._path}: no room is left for it")
 
-    def _read(self, facts: JournalFacts) -> tuple[int, list[Entry]]:
-        """The next zone, and the entries; nothing of another boot, whose engines are gone."""
-        data = os.pread(self._fd, MAX_PLACES * PLACE_BYTES, 0)
-        if not any(data[: _HEAD.size]):  # new, or its maker died before the first write
-            os.ftruncate(self._fd, 0)
-            return 0, []
-        try:
-            head, _ = _parse_place(data[:PLACE_BYTES])
-            if head["version"] != VERSION:
-                raise ValueError(f"version {head['version']}, and this vattd knows {VERSION}")
-            if head["boot_id"] != _boot_id():
-                os.ftruncate(self._fd, 0)
-                return 0, []
-            entries = list(self._parse(data))
-            next_zone = _whole(head["next_zone"])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InvalidRequest(
-                f"{self._path} cannot be read ({error}): end the engines of the vattd that ran before, and move the "
-                "file away"
-            ) from error
-        before = JournalFacts(str(head["device"]), _whole(head["page_size_bytes"]))
-        if entries and before != facts:
-            raise InvalidRequest(
-                f"engines hold pages of {before.page_size_bytes} bytes of {before.device}, from the vattd that ran "
-                f"before: start with --page-size {before.page_size_bytes}, or end them first"
-            )
-        return next_zone, entries
 
-    def _parse(self, data: bytes) -> Iterator[Entry]:
-        for place in range(1, len(data) // PLACE_BYTES):
-            content = data[place * PLACE_BYTES : (place + 1) * PLACE_BYTES]
-            if not any(content[8 : _HEAD.size]):
-                continue
+def read_journal(path: Path, facts: JournalFacts) -> list[Entry]:
+    """What another vattd has written, of this boot of the machine. Raises InvalidRequest as Journal does."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SystemLimit(f"cannot read {path} ({error.strerror})") from error
+    return list(_parse(path, data, facts).entries.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """A journal as it was read: entries by place."""
+
+    next_zone: int = 0
+    entries: dict[int, Entry] = field(default_factory=dict)
+
+
+def _parse(path: Path, data: bytes, facts: JournalFacts) -> _Content:
+    """Empty if there is nothing, or it is of another boot, whose engines are gone."""
+    if not any(data[: _HEAD.size]):  # new, or its maker died before the first write
+        return _Content()
+    try:
+        head, _ = _parse_place(data[:PLACE_BYTES])
+        if head["version"] != VERSION:
+            raise ValueError(f"version {head['version']}, and this vattd knows {VERSION}")
+        if head["boot_id"] != _boot_id():
+            return _Content()
+        entries = dict(_parse_entries(data))
+        if len({_key_of(entry.facts) for entry in entries.values()}) < len(entries):
+            raise ValueError("a session or slab is there twice")
+        next_zone, before = (
+            _whole(head["next_zone"]),
+            JournalFacts(str(head["device"]), _whole(head["page_size_bytes"])),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InvalidRequest(
+            f"{path} cannot be read ({error}): end the engines of the vattd that ran before, and move the file away"
+        ) from error
+    if entries and before != facts:
+        raise InvalidRequest(
+            f"engines hold pages of {before.page_size_bytes} bytes of {before.device}, from the vattd that ran before: "
+            f"start with --page-size {before.page_size_bytes}, or end them first"
+        )
+    return _Content(next_zone, entries)
+
+
+def _parse_entries(data: bytes) -> Iterator[tuple[int, Entry]]:
+    for place in range(1, len(data) // PLACE_BYTES):
+        content = data[place * PLACE_BYTES : (place + 1) * PLACE_BYTES]
+        if any(content[_PAGES.size : _HEAD.size]):
             plain, page_count = _parse_place(content)
-            entry = Entry(_facts_of(plain), page_count)
-            key = _key_of(entry.facts)
-            if key in self._places:
-                raise ValueError(f"{key!r} is there twice")
-            self._places[key] = place
-            yield entry
+            yield place, Entry(_facts_of(plain), page_count)
 
 
 def _key_of(facts: SessionFacts | SlabFacts) -> str | int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from tests.daemon import Vattd, pages_of
+from tests.daemon import Vattd, run_command
 from tests.e2e.conftest import PAGE, Rig
+from tests.e2e.test_chaos import Engine, physical_pages, settled, until, until_all_go_on
+from vatt.v1 import vatt_pb2 as pb
 from vattention import Session
 
 POOL_PAGES = 256
@@ -21,27 +23,149 @@ def restart(vattd: Vattd, number: signal.Signals = signal.SIGKILL) -> None:
     vattd.start()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "not in time"
-        time.sleep(0.01)
+@pytest.fixture
+def host() -> Iterator[Vattd]:
+    with Vattd("--pool-max", str(POOL_PAGES * PAGE), "--headroom", "1MiB") as vattd:
+        yield vattd
+
+
+@contextmanager
+def stopped(engine: Engine) -> Iterator[None]:
+    engine.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        engine.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def running(rig: Rig, *tenants: str) -> Iterator[list[Engine]]:
+    """Engines that hold pages; they end well."""
+    engines = [Engine(rig, tenant, seed) for seed, tenant in enumerate(tenants)]
+    try:
+        until(lambda: all(engine.lines["grown"] > 3 for engine in engines), WITHIN_S, "no engine")
+        yield engines
+        for engine in engines:
+            engine.process.terminate()
+            assert engine.wait() == 0, engine.last
+    finally:
+        for engine in engines:
+            if engine.process.poll() is None:
+                engine.kill()
+    until(lambda: settled(rig.vattd.status()), WITHIN_S, "pages are lost")
+
+
+def session_of(vattd: Vattd, engine: Engine) -> pb.Session:
+    return next(session for session in vattd.status().sessions if session.pid == engine.process.pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_session_is_back_with_its_pages_and_goes_on(rig: Callable[..., Rig], number: signal.Signals) -> None:
-    there = rig(POOL_PAGES)
-    with Session.connect("a", socket_dir=there.vattd.socket_dir) as session:
+def test_a_session_is_back_with_its_pages_and_goes_on(host: Vattd, number: signal.Signals) -> None:
+    with Session.connect("a", socket_dir=host.socket_dir) as session:
         pages = session.lease(40)
         session_id = session.session_id
-        restart(there.vattd, number)
+        restart(host, number)
         more = session.lease(10)
         assert session.session_id == session_id
-        status = there.vattd.status()
+        status = host.status()
         assert [(one.session_id, one.leased_bytes // PAGE) for one in status.sessions] == [(session_id, 50)]
         assert status.daemon.recovered_sessions_total == 1
         session.give_back(pages)
         session.give_back(more)
-        until(lambda: pages_of(there.vattd.status())["quarantined"] == 0)
-        assert there.vattd.pages()["leased"] == 0
+        until(lambda: host.pages()["quarantined"] == 0, WITHIN_S, "the memory of what came back does not")
+        assert host.pages()["leased"] == 0
         assert sum(extent.page_count for extent in session.lease(POOL_PAGES)) == POOL_PAGES
+
+
+def test_idle_memory_of_the_vattd_before_is_given_back_once_all_of_a_tenant_are_back(host: Vattd) -> None:
+    """A slab lives on in the engines that map it, and so do the pages in it that nobody holds."""
+    with (
+        Session.connect("a", socket_dir=host.socket_dir) as one,
+        Session.connect("a", socket_dir=host.socket_dir) as two,
+    ):
+        kept = one.lease(10), two.lease(10)
+        one.give_back(one.lease(200))
+        assert host.status().memory.pages_bytes // PAGE >= 200
+        restart(host)
+        until(lambda: host.pages()["quarantined"] == 0, WITHIN_S, "idle memory stays taken")
+        assert host.pages()["leased"] == 20
+        assert sum(extent.page_count for extent in two.lease(POOL_PAGES - 20)) == POOL_PAGES - 20
+        assert physical_pages(Rig("host", host, {}, None), []) == POOL_PAGES
+        one.give_back(kept[0])
+
+
+def test_a_silent_sessions_memory_is_kept_and_it_may_come_back_late(rig: Callable[..., Rig]) -> None:
+    there = rig(POOL_PAGES, "--recovery-grace", "100ms")
+    vattd = there.vattd
+    with running(there, "a", "b") as (engine, other):
+        with stopped(engine):
+            held = session_of(vattd, engine).leased_bytes
+            restart(vattd)
+            until_all_go_on([other])
+            until(lambda: session_of(vattd, engine).state == "silent", WITHIN_S, "not silent")
+            for _ in range(20):
+                assert session_of(vattd, engine).leased_bytes == held
+                assert physical_pages(there, [engine.process.pid, other.process.pid]) <= POOL_PAGES
+        until_all_go_on([engine, other])
+        assert session_of(vattd, engine).state == "attached"
+        assert vattd.status().daemon.lost_sessions_total == 0
+
+
+def test_the_memory_of_an_engine_that_ended_while_no_vattd_ran_is_there_again(rig: Callable[..., Rig]) -> None:
+    there = rig(POOL_PAGES)
+    engine = Engine(there, "a", 1)
+    until(lambda: engine.lines["grown"] > 3, WITHIN_S, "no engine")
+    there.vattd.stop(signal.SIGKILL)
+    engine.kill()
+    there.vattd.start()
+    assert settled(there.vattd.status())
+    assert not there.vattd.status().tenants
+
+
+def test_an_engine_that_ends_before_it_is_back_leaves_nothing_behind(rig: Callable[..., Rig]) -> None:
+    there = rig(POOL_PAGES)
+    with running(there, "a") as (other,):
+        engine = Engine(there, "a", 1)
+        until(lambda: engine.lines["grown"] > 3, WITHIN_S, "no engine")
+        engine.process.send_signal(signal.SIGSTOP)
+        restart(there.vattd)
+        assert session_of(there.vattd, engine).state == "recovering"
+        engine.kill()
+        until_all_go_on([other])
+        until(lambda: there.vattd.status().daemon.lost_sessions_total == 1, WITHIN_S, "it is waited for yet")
+
+
+def test_vattd_is_replaced_while_engines_serve(rig: Callable[..., Rig]) -> None:
+    there = rig(POOL_PAGES)
+    first = there.vattd.process
+    with running(there, "a") as engines:
+        there.vattd.start("--replace")
+        assert first.wait(WITHIN_S) == 0
+        assert there.vattd.status().daemon.pid != first.pid
+        until_all_go_on(engines)
+        assert there.vattd.status().daemon.recovered_sessions_total == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--page-size", "128KiB", "--pool-max", "64MiB"], "start with --page-size 65536"),
+        (["--pool-max", "64KiB"], "choose a larger --pool-max"),
+        (["--pool-max", "150%"], "100%"),
+    ],
+)
+def test_a_vattd_that_could_not_go_on_replaces_none(host: Vattd, options: list[str], words: str) -> None:
+    with Session.connect("a", socket_dir=host.socket_dir) as session:
+        session.lease(40)
+        command = ["vattd", "start", "--gpu", "host", "--socket-dir", str(host.socket_dir), "--metrics-address", "off"]
+        result = run_command([*command, "--replace", *options])
+        assert result.returncode == 1
+        assert words in " ".join(result.stderr.split())
+        assert host.process.poll() is None
+        session.give_back(session.lease(1))
+
+
+def test_without_a_vattd_to_replace_one_is_started(host: Vattd) -> None:
+    host.stop()
+    host.start("--replace")
+    assert host.status().daemon.state == "serving"
