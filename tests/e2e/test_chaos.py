@@ -23,6 +23,9 @@ POOL_PAGES = 512
 ENGINES = 6
 TENANTS = ("hard", "a", "b")
 HARD_PAGES = 128
+# Every fifth engine leaves a child behind that writes to so many of its pages.
+FORK_EVERY = 5
+STRAGGLER_PAGES = 4
 # What an engine needs to be in service again after a restart, beyond the time that vattd needs to start.
 BACK_WITHIN_S = 2.0
 SETTLED_WITHIN_S = 30.0
@@ -42,8 +45,9 @@ class Engine:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.last = line.strip()
-            self.lines[self.last.split()[0]] += 1
+            if line.strip():  # a straggler's line may come in between
+                self.last = line.strip()
+                self.lines[self.last.split()[0]] += 1
 
     @property
     def steps(self) -> int:
@@ -144,7 +148,7 @@ def test_engines_and_vattd_are_killed_at_random(
     def start() -> None:
         nonlocal serial
         serial += 1
-        engines.append(Engine(there, chance.choice(TENANTS), seed + serial, forks=serial % 5 == 0))
+        engines.append(Engine(there, chance.choice(TENANTS), seed + serial, forks=serial % FORK_EVERY == 0))
 
     def living() -> list[Engine]:
         return [engine for engine in engines if engine.process.poll() is None]
@@ -172,7 +176,9 @@ def test_engines_and_vattd_are_killed_at_random(
             longest_s = max(longest_s, until_all_go_on(attached))
         check(vattd.status())
         most_physical = max(most_physical, physical_pages(there, [engine.process.pid for engine in living()]))
-        assert most_physical <= POOL_PAGES, "more memory is in use than the pool may take"
+        # A straggler has its parent's slab, and may write to its parent's pages once more after they were taken away.
+        strays = 0 if there.world is not None else serial // FORK_EVERY * STRAGGLER_PAGES
+        assert most_physical <= POOL_PAGES + strays, "more memory is in use than the pool may take"
     until(lambda: all(engine.steps for engine in living()), SETTLED_WITHIN_S, "not all engines came so far")
     for engine in living():
         engine.process.terminate()

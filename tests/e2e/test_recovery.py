@@ -159,7 +159,7 @@ def test_a_vattd_that_could_not_go_on_replaces_none(host: Vattd, options: list[s
         session.lease(40)
         command = ["vattd", "start", "--gpu", "host", "--socket-dir", str(host.socket_dir), "--metrics-address", "off"]
         result = run_command([*command, "--replace", *options])
-        assert result.returncode == 1
+        assert result.returncode in (1, 2)
         assert words in " ".join(result.stderr.split())
         assert host.process.poll() is None
         session.give_back(session.lease(1))

@@ -189,7 +189,7 @@ def main() -> None:
     print("attached", session.session_id, flush=True)
     worker = Worker(session, options.row_pages, options.seed)
     if options.fork:
-        extents = session.lease(4)
+        extents = session.lease(4, purpose=LeasePurpose.ADMIT, wait_s=60)
         if os.fork() == 0:
             straggle(extents, worker.page)
     end_s = time.monotonic() + options.seconds
