@@ -191,6 +191,8 @@ def _parse(path: Path, data: bytes, facts: JournalFacts) -> _Content:
     if not any(data[: _HEAD.size]):  # new, or its maker died before the first write
         return _Content()
     try:
+        if len(data) % PLACE_BYTES:
+            raise ValueError("its end is missing")
         head, _ = _parse_place(data[:PLACE_BYTES])
         if head["version"] != VERSION:
             raise ValueError(f"version {head['version']}, and this vattd knows {VERSION}")
