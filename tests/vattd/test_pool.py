@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -559,3 +560,30 @@ def test_a_pool_ends_when_it_is_told_to_also_in_the_moment_in_which_something_ch
         assert done, "it goes on"
 
     asyncio.run(run())
+
+
+def test_pages_that_come_back_while_a_zone_is_dropped_make_no_lease_larger_than_asked() -> None:
+    """The lease waits for memory that an earlier vattd's engines have yet; what comes back meanwhile is more."""
+    driver = FakeDriver()
+
+    async def story(bench: Bench) -> None:
+        pool, loop = bench.pool, asyncio.get_running_loop()
+        bench.ledger.stock.inherit_left(MAX_PAGES - 4)
+        pool.open_session("s", "a", 0)
+        [run] = await bench.lease("s", 4)
+        pool.open_session("gone", "b", 0)
+        drop_zone = driver.drop_zone
+
+        def drop_and_give_back(zone: int) -> None:
+            loop.call_soon_threadsafe(pool.give_back, "s", [PageRun(Extent(run.extent.first, 3), run.generation)])
+            drop_zone(zone)
+
+        driver.drop_zone = drop_and_give_back  # type: ignore[method-assign]
+        leasing = asyncio.create_task(bench.lease("s", 1))
+        await asyncio.sleep(0)
+        pool.end_session("gone", unmapped=True)
+        with suppress(PoolExhausted):
+            assert page_count_of(await leasing) == 1
+        assert driver.calls.count("drop_zone") == 1
+
+    at_work(driver, story)
