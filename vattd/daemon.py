@@ -109,7 +109,7 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         for survivor in survivors:
             sessions.restore(survivor)
         await _serve_sockets(stack, sockets, sessions, engine, admin)
-        metrics = _serve_metrics(stack, config, PoolCollector(loop, pool, driver.device))
+        metrics = _serve_metrics(stack, config, PoolCollector(loop, pool, driver.device, recovery))
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, finish, 0)

@@ -15,6 +15,7 @@ from vattd.config import Address
 from vattd.pool import Pool
 from vattd.pressure import PromiseState
 from vattd.reclaim import ReclaimCounts
+from vattd.recovery import Recovery
 from vattd.snapshot import Snapshot
 from vattention.vmm.driver import Device
 
@@ -24,8 +25,8 @@ SNAPSHOT_WITHIN_S = 5.0
 class PoolCollector(Collector):
     """Runs on the HTTP server's threads; all figures are read at once on the event loop, which alone may read them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, pool: Pool, device: Device) -> None:
-        self._loop, self._pool, self._device = loop, pool, device
+    def __init__(self, loop: asyncio.AbstractEventLoop, pool: Pool, device: Device, recovery: Recovery) -> None:
+        self._loop, self._pool, self._device, self._recovery = loop, pool, device, recovery
 
     def describe(self) -> list[Metric]:
         """Nothing: without it the registry would scrape once at start, before the loop serves."""
@@ -43,6 +44,7 @@ class PoolCollector(Collector):
             *_tenant_metrics(snapshot, self._pool, now_s),
             *_usage_metrics(snapshot),
             *_reclaim_metrics(self._pool.pressure.reclaims.counts),
+            *_recovery_metrics(snapshot, self._recovery),
         ]
 
 
@@ -106,6 +108,18 @@ def _reclaim_metrics(counts: ReclaimCounts) -> Iterator[Metric]:
     yield CounterMetricFamily("vattd_reclaims_answered", "Asks answered, or met, in time.", value=counts.answered)
     yield CounterMetricFamily("vattd_reclaims_ignored", "Asks whose time went by.", value=counts.ignored)
     yield CounterMetricFamily("vattd_sessions_killed", "Sessions killed for a broken promise.", value=counts.killed)
+
+
+def _recovery_metrics(snapshot: Snapshot, recovery: Recovery) -> Iterator[Metric]:
+    unclaimed = sum(view.leased_pages for view in snapshot.sessions if recovery.awaits(view.session_id))
+    text = "Sessions of the vattd before that have not re-attached."
+    yield GaugeMetricFamily("vattd_sessions_awaited", text, value=recovery.awaited_count)
+    text = "Bytes that those hold, kept for them."
+    yield GaugeMetricFamily("vattd_unclaimed_bytes", text, value=unclaimed * snapshot.page_size_bytes)
+    text = "Sessions of the vattd before that re-attached."
+    yield CounterMetricFamily("vattd_sessions_recovered", text, value=recovery.recovered_total)
+    text = "Sessions of the vattd before that ended instead."
+    yield CounterMetricFamily("vattd_sessions_lost", text, value=recovery.lost_total)
 
 
 def _usage_metrics(snapshot: Snapshot) -> Iterator[Metric]:

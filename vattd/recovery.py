@@ -109,6 +109,11 @@ class Recovery:
     def is_over(self) -> bool:
         return not self._waiting and not self._remains
 
+    @property
+    def awaited_count(self) -> int:
+        """How many sessions have still to say what they hold."""
+        return len(self._waiting)
+
     def is_final(self, now_s: float) -> bool:
         """Is the time over in which sessions are expected?"""
         return now_s >= self._grace_until_s

@@ -31,6 +31,8 @@ from vattctl.words import guarantee_words, over_max_notes, promise_words, waitin
 STATE_STYLES = {"leased": "green", "clean": "cyan", "dirty": "yellow", "quarantined": "red", "unbacked": "dim"}
 DAEMON_STYLES = {"serving": "", "draining": "yellow"}
 BAR_WIDTH = 40
+# Sessions of an earlier vattd that have not re-attached.
+AWAITED = ("recovering", "silent")
 
 
 @click.command(short_help="Show every vattd here, its pool, tenants and sessions.")
@@ -90,9 +92,28 @@ def _head(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
         head.add_row("promised", f"{format_size(pool.promised_bytes)} to tenants{kept}")
     if pool.waiting_pages:
         head.add_row("waiting", f"leases wait for {format_size(pool.waiting_pages * pool.page_size_bytes)}")
+    if recovery := _recovery_words(answer):
+        head.add_row("restart", recovery)
     if pool.shortage:
         head.add_row("shortage", Text(pool.shortage, style="red"))
     return head
+
+
+def _recovery_words(answer: pb.GetStatusResponse) -> str:
+    """What became of the sessions of the vattd before; empty if there were none, or all are back."""
+    daemon = answer.daemon
+    awaited = [session for session in answer.sessions if session.state in AWAITED]
+    words = []
+    if awaited:
+        size = format_size(sum(session.leased_bytes for session in awaited))
+        words.append(f"{len(awaited)} with {size} not back yet")
+    if daemon.lost_sessions_total:
+        words.append(f"{daemon.lost_sessions_total} ended before they were back")
+    if daemon.disputed_pages_total:
+        words.append(f"{daemon.disputed_pages_total} pages claimed by two sessions, lent to nobody")
+    if not words:
+        return ""
+    return f"of the sessions of the vattd before, {daemon.recovered_sessions_total} are back; {', '.join(words)}"
 
 
 def _pool_table(pool: pb.Pool) -> RenderableType:
@@ -177,6 +198,8 @@ def _sessions_table(answer: pb.GetStatusResponse) -> RenderableType:
 
 
 def _session_notes(session: pb.Session) -> list[Text]:
+    if session.state == "silent":
+        return [Text(f"keeps its memory; `vattctl evict {session.session_id} --kill` ends it")]
     if not session.asked_back_bytes:
         return []
     since = format_duration(session.asked_back_since.ToNanoseconds() / 1e9)

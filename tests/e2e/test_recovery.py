@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ import pytest
 from tests.daemon import Vattd, run_command
 from tests.e2e.conftest import PAGE, Rig
 from tests.e2e.test_chaos import Engine, physical_pages, settled, until, until_all_go_on
+from tests.vattctl.command import vattctl
 from vatt.v1 import vatt_pb2 as pb
 from vattention import Session
 
@@ -95,7 +97,7 @@ def test_idle_memory_of_the_vattd_before_is_given_back_once_all_of_a_tenant_are_
 
 
 def test_a_silent_sessions_memory_is_kept_and_it_may_come_back_late(rig: Callable[..., Rig]) -> None:
-    there = rig(POOL_PAGES, "--recovery-grace", "100ms")
+    there = rig(POOL_PAGES, "--recovery-grace", "100ms", "--metrics-address", "127.0.0.1:0")
     vattd = there.vattd
     with running(there, "a", "b") as (engine, other):
         with stopped(engine):
@@ -103,6 +105,14 @@ def test_a_silent_sessions_memory_is_kept_and_it_may_come_back_late(rig: Callabl
             restart(vattd)
             until_all_go_on([other])
             until(lambda: session_of(vattd, engine).state == "silent", WITHIN_S, "not silent")
+            shown = " ".join(vattctl(vattd, "status").stdout.split())
+            assert "of the sessions of the vattd before, 1 are back; 1 with" in shown
+            assert f"keeps its memory; `vattctl evict {session_of(vattd, engine).session_id} --kill`" in shown
+            with urllib.request.urlopen(vattd.ready["metrics"], timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
+            values = dict(line.split() for line in lines if line.startswith(("vattd_sessions_", "vattd_unclaimed")))
+            assert float(values["vattd_unclaimed_bytes"]) == held
+            assert float(values["vattd_sessions_awaited"]) == float(values["vattd_sessions_recovered_total"]) == 1
             for _ in range(20):
                 assert session_of(vattd, engine).leased_bytes == held
                 assert physical_pages(there, [engine.process.pid, other.process.pid]) <= POOL_PAGES
