@@ -70,18 +70,19 @@ class Engine:
 
 
 def physical_pages(rig: Rig, pids: list[int]) -> int:
-    """What is really there, whoever knows of it. vattd is stopped meanwhile: it moves memory from slab to slab."""
+    """What is really there, whoever knows of it."""
+    if rig.world is not None:
+        return rig.world.allocation_count()
+    # One slab is looked at after the other, and vattd moves memory between them.
     rig.vattd.process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, rig.vattd.pid, os.WSTOPPED | os.WNOWAIT)
     try:
-        return _physical_pages(rig, [rig.vattd.pid, *pids])
+        return pages_in_slabs([rig.vattd.pid, *pids])
     finally:
         rig.vattd.process.send_signal(signal.SIGCONT)
 
 
-def _physical_pages(rig: Rig, pids: list[int]) -> int:
-    if rig.world is not None:
-        return rig.world.allocation_count()
+def pages_in_slabs(pids: list[int]) -> int:
     blocks: dict[int, int] = {}
     for pid in pids:
         with suppress(OSError):  # it has just ended
