@@ -12,5 +12,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--policy-steps", type=int, default=20_000, help="Random steps that the policy is soaked in.")
     parser.addoption("--policy-seed", type=int, default=None, help="Only this world, as a failure named it.")
     parser.addoption("--vattd-kills", type=int, default=5, help="How often vattd is killed on each backend.")
+    parser.addoption("--flat-minutes", type=float, default=0.05, help="How long eight engines run, to see what grows.")
     parser.addoption("--chaos-seed", type=int, default=20261125, help="Of the random blows.")
     parser.addoption("--kills", type=int, default=12, help="How many engines are killed on each backend.")

@@ -54,8 +54,8 @@ class JournalNotes:
 
     def backed(self, zone: int) -> None:
         mark = self._driver.zone_mark(zone)
-        if mark is None or not self._ledger.stock.is_settled(zone):
-            return  # no engine has it yet, or none ever will; or there is more in it than is known
+        if mark is None:  # no engine has it yet, or none ever will
+            return
         if not self._journal.has(zone):
             self._slabs[zone] = SlabFacts(zone, "", mark)
             self._journal.add_slab(self._slabs[zone])

@@ -43,6 +43,15 @@ class Zone:
 
 
 @dataclass(slots=True, eq=False)
+class _OldZone:
+    """A zone of an earlier vattd's: pages that somebody has claimed in it, and all that have memory."""
+
+    known_pages: int = 0
+    backed_pages: int = 0
+    is_ending: bool = False  # no more will be known
+
+
+@dataclass(slots=True, eq=False)
 class Shelf:
     """One tenant's part of the stock: its zone, and the idle pages that hold its data.
 
@@ -96,8 +105,7 @@ class Stock:
         self._left_pages = (
             0  # an earlier vattd's, of which no session has said that it holds them; their ids are unknown
         )
-        self._old_zones: dict[int, int] = {}  # an earlier vattd's, and how many pages are known in them
-        self._ending_zones: set[int] = set()  # of those, where no more will be known
+        self._old_zones: dict[int, _OldZone] = {}
 
     def open_shelf(self) -> Shelf:
         """A place for one more tenant. Raises InvalidRequest if there have been too many."""
@@ -173,10 +181,14 @@ class Stock:
         self._inherit(page_count)
         self._left_pages += page_count
 
+    def inherit_zone(self, zone: int, page_count: int) -> None:
+        """So many pages, lent or left, are in this zone of an earlier vattd's; the zone must be given up by itself."""
+        self._old_zones[zone] = _OldZone(backed_pages=page_count)
+
     def name_inherited(self, extents: Iterable[Extent]) -> None:
         """Of the pages that are counted as lent, some are these."""
         for extent in extents:
-            self._old_zones[extent.zone] = self._old_zones.get(extent.zone, 0) + extent.page_count
+            self._old_zones.setdefault(extent.zone, _OldZone()).known_pages += extent.page_count
 
     def leave(self, shelf: Shelf, page_count: int) -> None:
         """Pages without a name, counted as lent, are the tenant's no more."""
@@ -206,30 +218,25 @@ class Stock:
         """Is it a zone of this vattd's, or could it become one?"""
         return zone >= self.first_zone
 
-    def old_zone_pages(self, zone: int) -> int:
-        """Pages that are known in a zone of an earlier vattd's."""
-        return self._old_zones.get(zone, 0)
-
     def await_end_of(self, zone: int) -> None:
-        """All pages of an earlier vattd's zone that there will be are known: it ends with them."""
-        self._old_zones.setdefault(zone, 0)
-        self._ending_zones.add(zone)
+        """No more pages will be known in an earlier vattd's zone, and the rest is gone: it ends with those that are."""
+        old = self._old_zones[zone]
+        old.backed_pages, old.is_ending = old.known_pages, True
 
-    def is_settled(self, zone: int) -> bool:
-        """Are all pages known that have memory in this zone?"""
-        return zone in self._zones or zone in self._ending_zones
+    def forget_old_zone(self, zone: int) -> None:
+        """Nobody has it any more."""
+        del self._old_zones[zone]
 
     def take_ended_zones(self) -> list[int]:
         """Zones of an earlier vattd's of which nothing is left, each told once."""
-        ended = [zone for zone in self._ending_zones if not self._old_zones[zone]]
+        ended = [zone for zone, old in self._old_zones.items() if old.is_ending and not old.known_pages]
         for zone in ended:
-            self._ending_zones.remove(zone)
             del self._old_zones[zone]
         return ended
 
     def backed_in(self, zone: int) -> int:
-        """Pages of one of this vattd's zones that have memory, or are on their way there or back."""
-        return self._zones[zone].backed_pages if zone in self._zones else self.old_zone_pages(zone)
+        """Pages of a zone that have memory, or are on their way there or back."""
+        return self._zones[zone].backed_pages if zone in self._zones else self._old_zones[zone].backed_pages
 
     def _inherit(self, page_count: int) -> None:
         if page_count > self.unbacked_pages:
@@ -341,7 +348,9 @@ class Stock:
         self.destroyed_total += extent.page_count
         self.backed_pages -= extent.page_count
         if extent.zone in self._old_zones:
-            self._old_zones[extent.zone] -= extent.page_count
+            old = self._old_zones[extent.zone]
+            old.known_pages -= extent.page_count
+            old.backed_pages -= extent.page_count
             return
         zone = self._zones[extent.zone]
         zone.backed_pages -= extent.page_count

@@ -114,6 +114,7 @@ class Workshop:
                 raise
             except VattError as error:
                 work.fail(extent)
+                self._note_quietly(extent.zone)
                 self._failed(work, extent, error, now())
             else:
                 work.finish(extent)

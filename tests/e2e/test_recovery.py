@@ -116,8 +116,8 @@ def test_a_silent_sessions_memory_is_kept_and_it_may_come_back_late(rig: Callabl
             for _ in range(20):
                 assert session_of(vattd, engine).leased_bytes == held
                 assert physical_pages(there, [engine.process.pid, other.process.pid]) <= POOL_PAGES
+        until(lambda: session_of(vattd, engine).state == "attached", WITHIN_S, "not back")
         until_all_go_on([engine, other])
-        assert session_of(vattd, engine).state == "attached"
         assert vattd.status().daemon.lost_sessions_total == 0
 
 
