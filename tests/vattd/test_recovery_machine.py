@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +46,7 @@ class Memory(FakeDriver):
         super().__init__(recycles=recycles, fresh_is_zero=not recycles)
         self.backed = memory
         self.adopted: set[int] = set()
+        self.inherited: set[int] = set()
 
     def create(self, extent: Extent) -> None:
         super().create(extent)
@@ -54,6 +56,11 @@ class Memory(FakeDriver):
     def destroy(self, extent: Extent) -> None:
         super().destroy(extent)
         self.backed.difference_update(extent.page_ids)
+        self.inherited.difference_update(extent.page_ids)
+
+    def inherit(self, extent: Extent) -> None:
+        super().inherit(extent)
+        self.inherited.update(extent.page_ids)
 
     def adopt_zone(self, zone: int, fd: int, mark: int) -> None:
         assert mark == zone + 1
@@ -111,6 +118,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         self.memory: set[int] = set()
         self.engines: list[Engine] = []
+        self.seen: dict[int, int] = {}  # every page that an engine ever had, and its last generation
         self.numbers = itertools.count(1)
         self.incarnation = 0
         self.server: Server | None = None
@@ -182,7 +190,8 @@ class RecoveryMachine(RuleBasedStateMachine):
         """Memory goes when nobody has it any more: on a GPU the page's handle, on the host its zone's slab."""
         held = {page_id for engine in self.engines for page_id in engine.held}
         if self.recycles:
-            kept = held | (self.server.driver.created if self.server is not None else set())
+            driver = self.server.driver if self.server is not None else None
+            kept = held | (driver.created - driver.inherited if driver is not None else set())
         else:
             zones = {page_id // ZONE_PAGES for page_id in held}
             if self.server is not None:
@@ -221,6 +230,24 @@ class RecoveryMachine(RuleBasedStateMachine):
             return
         engine.under_way.append((request_id, runs))
 
+    @precondition(lambda self: self.server is not None)
+    @rule(tenant=st.sampled_from(TENANTS), page_counts=st.lists(st.integers(1, 6), min_size=1, max_size=3))
+    def come(self, tenant: str, page_counts: list[int]) -> None:
+        """Engines that have pages at once."""
+        for page_count in page_counts:
+            if len(self.engines) < 5:
+                self.attach(tenant)
+                engine = self.engines[-1]
+                wish = Wish(engine.session_id, f"r{next(self.numbers)}", page_count, 1, Purpose.GROW, 0.0)
+                with suppress(PoolExhausted):
+                    self.take_in(engine, self.loop.run_until_complete(self.up.pool.lease(wish)))
+
+    @precondition(lambda self: self.server is not None)
+    @rule()
+    def restart(self) -> None:
+        self.crash()
+        self.start()
+
     @rule(data=st.data(), is_lost=st.booleans())
     def hear(self, data: st.DataObject, is_lost: bool) -> None:
         engine = self.some(data, lambda engine: bool(engine.under_way))
@@ -230,8 +257,12 @@ class RecoveryMachine(RuleBasedStateMachine):
         if is_lost or not all(self.can_import(engine, run) for run in runs):
             engine.owed_cancels.append(request_id)
             return
+        self.take_in(engine, runs)
+
+    def take_in(self, engine: Engine, runs: Iterable[PageRun]) -> None:
         for run in runs:
             assert self.memory.issuperset(run.extent.page_ids), "a page without memory"
+            self.seen.update(dict.fromkeys(run.extent.page_ids, run.generation))
             engine.held.update(dict.fromkeys(run.extent.page_ids, run.generation))
 
     def can_import(self, engine: Engine, run: PageRun) -> bool:
@@ -295,8 +326,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         engine = self.some(data, lambda engine: self.up.recovery.awaits(engine.session_id))
         if engine is None:
             return
-        everything = {page_id: generation for other in self.engines for page_id, generation in other.held.items()}
-        everything |= {(2 << 40) + 5: 3, 1: 9 << GENERATION_BITS, 2: 1}
+        everything = {**self.seen, (2 << 40) + 5: 3, 1: 9 << GENERATION_BITS, 2: 1}
         claimed = data.draw(st.sets(st.sampled_from(sorted(everything)), max_size=6))
         slabs = {} if self.recycles else {page_id // ZONE_PAGES: -1 for page_id in engine.held}
         runs = runs_of({page_id: everything[page_id] for page_id in claimed})
@@ -310,9 +340,11 @@ class RecoveryMachine(RuleBasedStateMachine):
         RecoveryMachine.has_lied = True
         for run in answer.runs:
             for other in self.engines:
-                if other is not engine:
-                    for page_id in run.extent.page_ids:
-                        other.held.pop(page_id, None)
+                if other is not engine and not other.held.keys().isdisjoint(run.extent.page_ids):
+                    assert self.up.recovery.awaits(other.session_id), "another's by its own word, and its too"
+                    if not self.recycles:  # a slab is its tenant's: who has it can do this to it without vattd
+                        for page_id in run.extent.page_ids:
+                            other.held.pop(page_id, None)
         for loser in self.engines:
             if loser.session_id in answer.losers:
                 for page_id in claimed:
