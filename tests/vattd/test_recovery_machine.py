@@ -303,8 +303,10 @@ class RecoveryMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def re_attach(self, data: st.DataObject) -> None:
         engine = self.some(data, lambda engine: not engine.is_attached)
-        if engine is None:
-            return
+        if engine is not None:
+            self.re_attach_one(engine)
+
+    def re_attach_one(self, engine: Engine) -> None:
         if self.up.recovery.awaits(engine.session_id):
             slabs = {} if self.recycles else {page_id // ZONE_PAGES: -1 for page_id in engine.held}
             claim = self.up.recovery.claim(engine.session_id, runs_of(engine.held), slabs)
@@ -326,8 +328,14 @@ class RecoveryMachine(RuleBasedStateMachine):
         engine = self.some(data, lambda engine: self.up.recovery.awaits(engine.session_id))
         if engine is None:
             return
-        everything = {**self.seen, (2 << 40) + 5: 3, 1: 9 << GENERATION_BITS, 2: 1}
-        claimed = data.draw(st.sets(st.sampled_from(sorted(everything)), max_size=6))
+        if data.draw(st.booleans()):  # the others have claimed already
+            for other in self.engines:
+                if other is not engine and not other.is_attached:
+                    self.re_attach_one(other)
+        theirs = {page: gen for other in self.engines if other is not engine for page, gen in other.held.items()}
+        never = {(2 << 40) + 5: 3, 1: 9 << GENERATION_BITS, 2: 1}
+        everything = data.draw(st.sampled_from([theirs, self.seen, never])) or never
+        claimed = data.draw(st.sets(st.sampled_from(sorted(everything)), min_size=1, max_size=4))
         slabs = {} if self.recycles else {page_id // ZONE_PAGES: -1 for page_id in engine.held}
         runs = runs_of({page_id: everything[page_id] for page_id in claimed})
         before = self.up.ledger.snapshot()

@@ -16,7 +16,7 @@ import grpc
 import pytest
 import torch
 
-from tests.daemon import Vattd
+from tests.daemon import Vattd, pages_of
 from tests.vattention.conftest import POOL_BYTES
 from tests.vattention.failed_call import FailedCall
 from vatt.errors import (
@@ -332,7 +332,7 @@ def test_a_hung_vattd_holds_up_neither_growth_nor_close(own_vattd: Vattd) -> Non
         began_s = time.monotonic()
         with pytest.raises(DaemonUnreachable):
             cache.grow(slot, 4096)
-        assert time.monotonic() - began_s < 3.5
+        assert time.monotonic() - began_s < 6
         began_s = time.monotonic()
         session.close()
         assert time.monotonic() - began_s < 5
@@ -438,6 +438,32 @@ def test_a_vattd_that_knows_nothing_of_the_session_says_so_and_the_engine_keeps_
         assert k[slot, :256].sum() == 3.0 * 256 * 2 * 64
     with Session.connect("orphan", socket_dir=own_vattd.socket_dir) as session:
         session.give_back(session.lease(1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_cache_goes_on_over_the_end_of_vattd(own_vattd: Vattd, number: signal.Signals) -> None:
+    """What is mapped stays, what is freed meanwhile is told later, and what grows waits for the next vattd."""
+    with Session.connect("heir", socket_dir=own_vattd.socket_dir) as session, KVCache(session, SPEC) as cache:
+        first, second = cache.acquire_slot(), cache.acquire_slot()
+        for slot, value in ((first, 3.0), (second, 4.0)):
+            cache.grow(slot, 256)
+            cache.layer(1)[0][slot, :256] = value
+        own_vattd.stop(number)
+        cache.free_slot(second)
+        own_vattd.start()
+        cache.grow(first, 2048)
+        k, _ = cache.layer(1)
+        k[first, 256:2048] = 5.0
+        assert (k[first, :256] == 3.0).all()
+        fork = cache.fork_slot(first)
+        assert k[fork, :2048].float().sum() == k[first, :2048].float().sum()
+        cache.free_slot(first)
+        cache.free_slot(fork)
+        session_id = session.session_id
+    status = own_vattd.status()
+    assert not [one for one in status.sessions if one.session_id == session_id]
+    while pages_of(own_vattd.status())["quarantined"]:
+        assert own_vattd.process.poll() is None
 
 
 def test_a_lease_ahead_of_need_does_not_wait_for_a_vattd_that_has_gone(own_vattd: Vattd) -> None:
