@@ -164,7 +164,7 @@ class Lending:
             if wish.may_wait(now_s):
                 self._policy.postpone(entry)
             elif shelf.ready_pages >= wish.min_page_count:
-                self._grant(entry, shelf.ready_pages, now_s)
+                self._grant(entry, min(shelf.ready_pages, entry.awarded_pages), now_s)
             else:
                 self._answer(entry, self._shortage_or(PoolExhausted(wish.min_page_count, shelf.ready_pages)))
         wanted = self._ledger.shelf(wishes.first.wish.session_id) if wishes.first is not None else None

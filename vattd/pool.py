@@ -251,10 +251,11 @@ class Pool:
         now, lending = self._now, self._lending
         try:
             while True:
+                await self._forget_tenants()
+                # From here to the work there is no await: what is decided is decided of one moment.
                 self._changed.clear()
                 now_s = now()
                 lending.serve(now_s)
-                await self._forget_tenants()
                 work = lending.next_slice(now_s) if self._refusal is None else None
                 self._press(now_s)
                 if work is None:
