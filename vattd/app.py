@@ -41,6 +41,7 @@ from vattd.config import (
 from vattd.peer import peer_of
 from vattd.ready import ReadyPipe
 from vattd.rules import PoolRules
+from vattd.scrub import Scrub
 from vattd.wish import Timing
 from vattention.vmm import device_uuid
 
@@ -138,6 +139,22 @@ def vattd() -> None:
     help="Pages that nobody needed for so long go back to the device.",
 )
 @click.option(
+    "--scrub",
+    type=click.Choice([policy.value for policy in Scrub]),
+    default=Scrub.CROSS_TENANT.value,
+    show_default=True,
+    help="Which pages are zeroed before they are lent: those that another tenant had, or that are new and nobody knows "
+    "what is in them; always: also those that come back to their own tenant; never: none, where all tenants may read "
+    "each other's old bytes. On a GPU the first scrub makes a CUDA context in vattd, some hundred MB; `vattctl status` "
+    "says how much. New host memory is zeros whatever is chosen.",
+)
+@click.option(
+    "--isolate",
+    is_flag=True,
+    help="Destroy pages that leave a tenant and make new ones, since CUDA cannot take a mapping back from a process "
+    "that keeps one. Host memory never passes from tenant to tenant anyway.",
+)
+@click.option(
     "--metrics-address",
     metavar="HOST:PORT|off",
     default=DEFAULT_METRICS_ADDRESS,
@@ -161,6 +178,8 @@ def start(
     reclaim_kill_after: float | None,
     head_hold: float,
     idle_after: float,
+    scrub: str,
+    isolate: bool,
     metrics_address: str,
     detach: bool,
     ready_fd: int | None,
@@ -204,6 +223,8 @@ def start(
                 kill_after_s=reclaim_kill_after,
                 idle_after_s=idle_after,
             ),
+            scrub=Scrub(scrub),
+            isolate=isolate,
             metrics_address=parse_address(metrics_address),
             exit_with_parent=exit_with_parent,
         )

@@ -34,6 +34,7 @@ from vattd.metrics import MetricsServer, PoolCollector
 from vattd.pool import Pool
 from vattd.ready import ReadyPipe
 from vattd.rules import PoolLimits
+from vattd.scrub import Scrub
 from vattd.service import EngineService
 from vattd.sessions import Sessions
 from vattd.state_file import StateFile
@@ -74,7 +75,8 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         limits = _limits(config, driver)
         thread = DriverThread()
         stack.callback(thread.close)
-        stock = Stock(limits.max_bytes // driver.page_size_bytes, shares_zone=driver.recycles_across_tenants)
+        shares_zone = driver.recycles_across_tenants and not config.isolate
+        stock = Stock(limits.max_bytes // driver.page_size_bytes, shares_zone=shares_zone, scrub=config.scrub)
         ledger = Ledger(stock, page_size_bytes=driver.page_size_bytes, incarnation=facts.incarnation)
 
         def broken(error: BaseException) -> None:
@@ -110,6 +112,8 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
             sockets.directory,
             metrics,
         )
+        if config.scrub is Scrub.NEVER and not driver.fresh_is_zero:
+            log.warning("--scrub never: tenants may read what others left in their pages, and what was there before")
         where = {"socket_dir": str(config.socket_dir), "device": driver.device.uuid}
         ready.say({**where, "pid": os.getpid(), "metrics": metrics})
 

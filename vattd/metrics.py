@@ -60,6 +60,13 @@ def _pool_metrics(snapshot: Snapshot, pool: Pool) -> Iterator[Metric]:
     is_short = pool.shortage is not None
     yield GaugeMetricFamily("vattd_device_short", "1 while the device gives no more memory, else 0.", value=is_short)
     yield GaugeMetricFamily("vattd_draining", "1 while an operator has vattd drained, else 0.", value=pool.draining)
+    if pool.context_bytes is not None:
+        yield GaugeMetricFamily(
+            "vattd_context_bytes",
+            "Device memory that the CUDA context for scrubbing took when it was made; 0 while there is none, missing "
+            "where that could not be told.",
+            value=pool.context_bytes,
+        )
     yield CounterMetricFamily("vattd_pages_created", "Pages created.", value=snapshot.created_pages_total)
     yield CounterMetricFamily("vattd_pages_scrubbed", "Pages scrubbed.", value=snapshot.scrubbed_pages_total)
     yield CounterMetricFamily("vattd_pages_destroyed", "Pages destroyed.", value=snapshot.destroyed_pages_total)

@@ -52,6 +52,8 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_the_way_out() -> None:
         (["--page-size", "0"], "page"),
         (["--page-size", "5000"], "power of two"),
         (["--huge-pages", "--gpu", "0"], "add --gpu host"),
+        (["--scrub", "sometimes"], "cross-tenant"),
+        (["--scrub", "never", "--isolate"], "leave one of them out"),
         (["--metrics-address", "nowhere"], "127.0.0.1:9410"),
         (["--metrics-address", "127.0.0.1:99999"], "127.0.0.1:9410"),
         (["--gpu", "nonsense"], "not a device"),
