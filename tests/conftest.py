@@ -12,3 +12,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--policy-steps", type=int, default=20_000, help="Random steps that the policy is soaked in.")
     parser.addoption("--policy-seed", type=int, default=None, help="Only this world, as a failure named it.")
     parser.addoption("--kills", type=int, default=12, help="How many engines are killed on each backend.")
+    parser.addoption("--handovers", type=int, default=40, help="How often a pool goes from engine to engine.")
