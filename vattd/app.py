@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -38,6 +39,7 @@ from vattd.config import (
     parse_address,
     parse_page_size,
 )
+from vattd.metrics_access import MetricsAccess
 from vattd.peer import peer_of
 from vattd.ready import ReadyPipe
 from vattd.rules import PoolRules
@@ -58,6 +60,10 @@ _socket_dir = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the sockets are.  [default: VATTD_SOCKET_DIR, else /run/vattd for root, else the user's run directory]",
 )
+
+
+def _metrics_file(name: str, words: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(name, metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=words)
 
 
 @click.group(epilog=EXIT_WORDS, context_settings={"help_option_names": ["-h", "--help"]})
@@ -159,7 +165,18 @@ def vattd() -> None:
     metavar="HOST:PORT|off",
     default=DEFAULT_METRICS_ADDRESS,
     show_default=True,
-    help="Where Prometheus can scrape /metrics.",
+    help="Where Prometheus can scrape /metrics. An address that other machines reach needs TLS or a password.",
+)
+@_metrics_file("--metrics-cert", "TLS for the metrics: the certificate, and what signed it, as PEM.")
+@_metrics_file("--metrics-key", "Its key, without a passphrase.")
+@_metrics_file("--metrics-client-ca", "Only clients with a certificate that this one signed may read the metrics.")
+@_metrics_file(
+    "--metrics-password-file",
+    "Lines `user:password`, one of which a client must give (HTTP basic authentication); without TLS it travels in the "
+    "clear. Nobody else may read the file. All these files are read once, at the start.",
+)
+@click.option(
+    "--metrics-insecure", is_flag=True, help="Serve the metrics to whoever reaches the address, without any of these."
 )
 @click.option("--detach", is_flag=True, help="Run in the background; return once it serves.")
 @click.option("--ready-fd", type=int, hidden=True)
@@ -181,6 +198,11 @@ def start(
     scrub: str,
     isolate: bool,
     metrics_address: str,
+    metrics_cert: Path | None,
+    metrics_key: Path | None,
+    metrics_client_ca: Path | None,
+    metrics_password_file: Path | None,
+    metrics_insecure: bool,
     detach: bool,
     ready_fd: int | None,
     exit_with_parent: bool,
@@ -226,6 +248,9 @@ def start(
             scrub=Scrub(scrub),
             isolate=isolate,
             metrics_address=parse_address(metrics_address),
+            metrics_access=MetricsAccess(
+                metrics_cert, metrics_key, metrics_client_ca, metrics_password_file, metrics_insecure
+            ),
             exit_with_parent=exit_with_parent,
         )
     except InvalidRequest as error:

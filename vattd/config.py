@@ -11,6 +11,7 @@ from pathlib import Path
 from vatt.errors import InvalidRequest
 from vatt.sizes import parse_size, parse_size_or_percent
 from vatt.sockets import SOCKET_DIR_VARIABLE
+from vattd.metrics_access import MetricsAccess
 from vattd.rules import PoolRules
 from vattd.scrub import Scrub
 
@@ -74,6 +75,7 @@ class Config:
     page_size_bytes: int | None  # None: the backend's default
     socket_dir: Path
     metrics_address: Address | None
+    metrics_access: MetricsAccess = field(default_factory=MetricsAccess)
     huge_pages: bool = False  # the host's; which sizes a page may have then, the driver says
     exit_with_parent: bool = False
     tenants_path: Path | None = None
@@ -87,6 +89,8 @@ class Config:
                 parse_size_or_percent(text, 1 << 40)
         if self.page_size_bytes is not None and self.page_size_bytes < 1:
             raise InvalidRequest("--page-size: a page has at least one byte")
+        if self.metrics_address is not None:
+            self.metrics_access.check_host(self.metrics_address.host)
         if self.isolate and self.scrub is Scrub.NEVER:
             raise InvalidRequest(
                 "--isolate keeps tenants apart, and with --scrub never their new pages may hold anybody's old bytes: "

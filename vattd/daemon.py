@@ -30,7 +30,8 @@ from vattd.device_lock import DeviceLock
 from vattd.driver_thread import DriverThread
 from vattd.handle_server import HandleServer
 from vattd.ledger import Ledger
-from vattd.metrics import MetricsServer, PoolCollector
+from vattd.metrics import PoolCollector
+from vattd.metrics_server import MetricsServer
 from vattd.pool import Pool
 from vattd.ready import ReadyPipe
 from vattd.rules import PoolLimits
@@ -195,9 +196,9 @@ def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollect
     """Where it serves, or "off"."""
     if config.metrics_address is None:
         return "off"
-    server = MetricsServer(config.metrics_address, collector)
+    server = MetricsServer(config.metrics_address, config.metrics_access, collector)
     stack.push_async_callback(asyncio.get_running_loop().run_in_executor, None, server.close)
-    return f"http://{server.address}/metrics"
+    return server.url
 
 
 def _page_size_bytes(config: Config, device: str) -> int | None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vatt.errors import InvalidRequest
 from vattd import __version__
-from vattd.config import Address
 from vattd.pool import Pool
 from vattd.pressure import PromiseState
 from vattd.reclaim import ReclaimCounts
@@ -140,23 +137,3 @@ def _usage_metrics(snapshot: Snapshot) -> Iterator[Metric]:
         baselines.add_metric([tenant.name, "paged16"], usage.paged16_bytes)
         baselines.add_metric([tenant.name, "paged256"], usage.paged256_bytes)
     yield from (mapped, tokens, baselines)
-
-
-class MetricsServer:
-    """/metrics on one address."""
-
-    def __init__(self, address: Address, collector: PoolCollector) -> None:
-        registry = CollectorRegistry()
-        registry.register(collector)
-        try:
-            self._server, self._thread = start_http_server(address.port, address.host, registry)
-        except OSError as error:
-            raise InvalidRequest(
-                f"cannot serve metrics on {address} ({error}): choose another --metrics-address, or `off`"
-            ) from error
-        self.address = Address(address.host, self._server.server_port)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
