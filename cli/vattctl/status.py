@@ -103,7 +103,7 @@ def _scrub_words(pool: pb.Pool, backend: str) -> Text:
         words.append(": tenants may read each other's old bytes", style="yellow")
     elif pool.isolated:
         words.append(": a page that leaves a tenant is destroyed")
-    if not pool.HasField("context_bytes"):
+    if pool.scrub and not pool.HasField("context_bytes"):
         words.append("; has a CUDA context, of unknown size")
     elif pool.context_bytes:
         words.append(f"; its CUDA context takes {format_size(pool.context_bytes)}")
