@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-input
 SOAK_SECONDS ?= 60
 SOAK_KILLS ?= 100
 SOAK_BACK_WITHIN_S ?= 0.1
+# From engine to engine of two tenants, for each backend and each way to scrub: about 5 ms each.
+SOAK_HANDOVERS ?= 10000
 
 # Random steps of the policy, in virtual time.
 SOAK_POLICY_STEPS ?= 1000000
@@ -52,10 +54,11 @@ test: $(STAMP) ## the whole gate: format, lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
-soak: $(STAMP) ## the long form of the random tests: a million steps of the policy, then a minute of sharing, 100 kills
+soak: $(STAMP) ## the long form of the random tests: a million steps of the policy, then a minute of sharing, 100 kills, 10,000 hand-overs
 	$(BIN)/python -m pytest -q --timeout 900 tests/vattd/test_policy.py --policy-steps $(SOAK_POLICY_STEPS)
 	$(BIN)/python -m pytest -q -s --timeout 900 tests/e2e \
-		--seconds $(SOAK_SECONDS) --kills $(SOAK_KILLS) --back-within-s $(SOAK_BACK_WITHIN_S)
+		--seconds $(SOAK_SECONDS) --kills $(SOAK_KILLS) --back-within-s $(SOAK_BACK_WITHIN_S) \
+		--handovers $(SOAK_HANDOVERS)
 
 bench: $(STAMP) ## what the daemon and a step of the library cost on this machine
 	@$(BIN)/python -m benchmarks.daemon

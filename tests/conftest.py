@@ -15,3 +15,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--flat-minutes", type=float, default=0.05, help="How long eight engines run, to see what grows.")
     parser.addoption("--chaos-seed", type=int, default=20261125, help="Of the random blows.")
     parser.addoption("--kills", type=int, default=12, help="How many engines are killed on each backend.")
+    parser.addoption("--handovers", type=int, default=40, help="How often a pool goes from engine to engine.")

@@ -35,6 +35,7 @@ PURE = [
     "vattd/guarantee.py",
     "vattd/idle_watch.py",
     "vattd/reservation.py",
+    "vattd/scrub.py",
     "vattd/snapshot.py",
     "proto/vatt/pages.py",
     "proto/vatt/usage.py",

@@ -173,6 +173,7 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
     def _pool_message(self, snapshot: Snapshot) -> pb.Pool:
         page, ledger = snapshot.page_size_bytes, self.pool.ledger
         shortage = self.pool.shortage
+        passes_on = ledger.stock.shares_zone
         return pb.Pool(
             page_size_bytes=page,
             min_bytes=self.pool.limits.min_bytes,
@@ -190,6 +191,9 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
             promised_bytes=sum(tenant.guarantee.min_pages for tenant in ledger.promised()) * page,
             kept_free_bytes=self.pool.kept_free_pages * page,
             reclaims=reclaim_counts_message(self.pool.pressure.reclaims.counts),
+            scrub=ledger.stock.scrub.value,
+            isolated=not passes_on,
+            context_bytes=self.pool.context_bytes,
         )
 
     def _tenant_message(self, view: TenantView) -> pb.Tenant:

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -35,9 +36,11 @@ from vattd.config import (
     parse_address,
     parse_page_size,
 )
+from vattd.metrics_access import MetricsAccess
 from vattd.predecessor import end_running
 from vattd.ready import ReadyPipe
 from vattd.rules import PoolRules
+from vattd.scrub import Scrub
 from vattd.wish import Timing
 from vattention.vmm import device_uuid
 
@@ -52,6 +55,10 @@ _socket_dir = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the sockets are.  [default: VATTD_SOCKET_DIR, else /run/vattd for root, else the user's run directory]",
 )
+
+
+def _metrics_file(name: str, words: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(name, metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=words)
 
 
 @click.group(epilog=EXIT_WORDS, context_settings={"help_option_names": ["-h", "--help"]})
@@ -142,11 +149,38 @@ def vattd() -> None:
     "they do, or end, their memory is kept.",
 )
 @click.option(
+    "--scrub",
+    type=click.Choice([policy.value for policy in Scrub]),
+    default=Scrub.CROSS_TENANT.value,
+    show_default=True,
+    help="Which pages are zeroed before they are lent: those that another tenant had, or that are new and nobody knows "
+    "what is in them; always: also those that come back to their own tenant; never: none, where all tenants may read "
+    "each other's old bytes. On a GPU the first scrub makes a CUDA context in vattd, some hundred MB; `vattctl status` "
+    "says how much. New host memory is zeros whatever is chosen.",
+)
+@click.option(
+    "--isolate",
+    is_flag=True,
+    help="Destroy pages that leave a tenant and make new ones, since CUDA cannot take a mapping back from a process "
+    "that keeps one. Host memory never passes from tenant to tenant anyway.",
+)
+@click.option(
     "--metrics-address",
     metavar="HOST:PORT|off",
     default=DEFAULT_METRICS_ADDRESS,
     show_default=True,
-    help="Where Prometheus can scrape /metrics.",
+    help="Where Prometheus can scrape /metrics. An address that other machines reach needs TLS or a password.",
+)
+@_metrics_file("--metrics-cert", "TLS for the metrics: the certificate, and what signed it, as PEM.")
+@_metrics_file("--metrics-key", "Its key, without a passphrase.")
+@_metrics_file("--metrics-client-ca", "Only clients with a certificate that this one signed may read the metrics.")
+@_metrics_file(
+    "--metrics-password-file",
+    "Lines `user:password`, one of which a client must give (HTTP basic authentication); without TLS it travels in the "
+    "clear. Nobody else may read the file. All these files are read once, at the start.",
+)
+@click.option(
+    "--metrics-insecure", is_flag=True, help="Serve the metrics to whoever reaches the address, without any of these."
 )
 @click.option(
     "--replace",
@@ -172,7 +206,14 @@ def start(
     head_hold: float,
     idle_after: float,
     recovery_grace: float,
+    scrub: str,
+    isolate: bool,
     metrics_address: str,
+    metrics_cert: Path | None,
+    metrics_key: Path | None,
+    metrics_client_ca: Path | None,
+    metrics_password_file: Path | None,
+    metrics_insecure: bool,
     replace: bool,
     detach: bool,
     ready_fd: int | None,
@@ -217,7 +258,12 @@ def start(
                 kill_after_s=reclaim_kill_after,
                 idle_after_s=idle_after,
             ),
+            scrub=Scrub(scrub),
+            isolate=isolate,
             metrics_address=parse_address(metrics_address),
+            metrics_access=MetricsAccess(
+                metrics_cert, metrics_key, metrics_client_ca, metrics_password_file, metrics_insecure
+            ),
             exit_with_parent=exit_with_parent,
             recovery_grace_s=recovery_grace,
             replace=replace,

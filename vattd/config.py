@@ -11,7 +11,9 @@ from pathlib import Path
 from vatt.errors import InvalidRequest
 from vatt.sizes import parse_size, parse_size_or_percent
 from vatt.sockets import SOCKET_DIR_VARIABLE
+from vattd.metrics_access import MetricsAccess
 from vattd.rules import PoolRules
+from vattd.scrub import Scrub
 
 DEFAULT_POOL_MAX = {"cuda": "90%", "host": "50%"}
 DEFAULT_HUGE_POOL_MAX = "100%"  # of the huge pages, which are set aside for this
@@ -74,12 +76,15 @@ class Config:
     page_size_bytes: int | None  # None: the backend's default
     socket_dir: Path
     metrics_address: Address | None
+    metrics_access: MetricsAccess = field(default_factory=MetricsAccess)
     huge_pages: bool = False  # the host's; which sizes a page may have then, the driver says
     exit_with_parent: bool = False
     replace: bool = False  # end the vattd that runs
     recovery_grace_s: float = DEFAULT_RECOVERY_GRACE_S
     tenants_path: Path | None = None
     rules: PoolRules = field(default_factory=PoolRules)
+    scrub: Scrub = Scrub.CROSS_TENANT
+    isolate: bool = False  # pages that leave a tenant are destroyed, also where they could be scrubbed and passed on
 
     def __post_init__(self) -> None:
         for text in (self.pool_min, self.pool_max, self.headroom):
@@ -87,6 +92,13 @@ class Config:
                 parse_size_or_percent(text, 1 << 40)
         if self.page_size_bytes is not None and self.page_size_bytes < 1:
             raise InvalidRequest("--page-size: a page has at least one byte")
+        if self.metrics_address is not None:
+            self.metrics_access.check_host(self.metrics_address.host)
+        if self.isolate and self.scrub is Scrub.NEVER:
+            raise InvalidRequest(
+                "--isolate keeps tenants apart, and with --scrub never their new pages may hold anybody's old bytes: "
+                "leave one of them out"
+            )
 
 
 def parse_page_size(text: str | None) -> int | None:

@@ -31,13 +31,15 @@ from vattd.driver_thread import DriverThread
 from vattd.handle_server import HandleServer
 from vattd.journal import Journal, JournalFacts
 from vattd.ledger import Ledger
-from vattd.metrics import MetricsServer, PoolCollector
+from vattd.metrics import PoolCollector
+from vattd.metrics_server import MetricsServer
 from vattd.page_notes import JournalNotes
 from vattd.pool import Pool
 from vattd.predecessor import replace_running
 from vattd.ready import ReadyPipe
 from vattd.recovery import Recovery, survivors_of
 from vattd.rules import PoolLimits
+from vattd.scrub import Scrub
 from vattd.service import EngineService
 from vattd.sessions import Sessions
 from vattd.state_file import StateFile
@@ -82,7 +84,8 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         stack.callback(journal.close)
         stock = Stock(
             limits.max_bytes // driver.page_size_bytes,
-            shares_zone=driver.recycles_across_tenants,
+            shares_zone=driver.recycles_across_tenants and not config.isolate,
+            scrub=config.scrub,
             first_zone=journal.next_zone,
         )
         journal.use_zone(stock.first_zone)
@@ -127,6 +130,8 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
             sockets.directory,
             metrics,
         )
+        if config.scrub is Scrub.NEVER and not driver.fresh_is_zero:
+            log.warning("--scrub never: tenants may read what others left in their pages, and what was there before")
         where = {"socket_dir": str(config.socket_dir), "device": driver.device.uuid}
         ready.say({**where, "pid": os.getpid(), "metrics": metrics})
 
@@ -211,9 +216,9 @@ def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollect
     """Where it serves, or "off"."""
     if config.metrics_address is None:
         return "off"
-    server = MetricsServer(config.metrics_address, collector)
+    server = MetricsServer(config.metrics_address, config.metrics_access, collector)
     stack.push_async_callback(asyncio.get_running_loop().run_in_executor, None, server.close)
-    return f"http://{server.address}/metrics"
+    return server.url
 
 
 def _page_size_bytes(config: Config, device: str) -> int | None:

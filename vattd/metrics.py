@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vatt.errors import InvalidRequest
 from vattd import __version__
-from vattd.config import Address
 from vattd.pool import Pool
 from vattd.pressure import PromiseState
 from vattd.reclaim import ReclaimCounts
@@ -62,6 +59,13 @@ def _pool_metrics(snapshot: Snapshot, pool: Pool) -> Iterator[Metric]:
     is_short = pool.shortage is not None
     yield GaugeMetricFamily("vattd_device_short", "1 while the device gives no more memory, else 0.", value=is_short)
     yield GaugeMetricFamily("vattd_draining", "1 while an operator has vattd drained, else 0.", value=pool.draining)
+    if pool.context_bytes is not None:
+        yield GaugeMetricFamily(
+            "vattd_context_bytes",
+            "Device memory that the CUDA context for scrubbing took when it was made; 0 while there is none, missing "
+            "where that could not be told.",
+            value=pool.context_bytes,
+        )
     yield CounterMetricFamily("vattd_pages_created", "Pages created.", value=snapshot.created_pages_total)
     yield CounterMetricFamily("vattd_pages_scrubbed", "Pages scrubbed.", value=snapshot.scrubbed_pages_total)
     yield CounterMetricFamily("vattd_pages_destroyed", "Pages destroyed.", value=snapshot.destroyed_pages_total)
@@ -147,23 +151,3 @@ def _usage_metrics(snapshot: Snapshot) -> Iterator[Metric]:
         baselines.add_metric([tenant.name, "paged16"], usage.paged16_bytes)
         baselines.add_metric([tenant.name, "paged256"], usage.paged256_bytes)
     yield from (mapped, tokens, baselines)
-
-
-class MetricsServer:
-    """/metrics on one address."""
-
-    def __init__(self, address: Address, collector: PoolCollector) -> None:
-        registry = CollectorRegistry()
-        registry.register(collector)
-        try:
-            self._server, self._thread = start_http_server(address.port, address.host, registry)
-        except OSError as error:
-            raise InvalidRequest(
-                f"cannot serve metrics on {address} ({error}): choose another --metrics-address, or `off`"
-            ) from error
-        self.address = Address(address.host, self._server.server_port)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -53,6 +53,8 @@ class JournalNotes:
         self._journal.note_pages(session_id, page_count)
 
     def backed(self, zone: int) -> None:
+        if zone >= self._journal.next_zone:
+            self._journal.use_zone(zone)
         mark = self._driver.zone_mark(zone)
         if mark is None:  # no engine has it yet, or none ever will
             return

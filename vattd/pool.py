@@ -236,6 +236,11 @@ class Pool:
         return min(self._stock.kept_pages, max(0, self._stock.capacity_pages - self._stock.lent_pages))
 
     @property
+    def context_bytes(self) -> int | None:
+        """What scrubbing took of the device for a context; None if there is one and nobody can tell."""
+        return self._driver.context_bytes
+
+    @property
     def shortage(self) -> VattError | None:
         """Why the device gives no memory now."""
         return self._workshop.shortage

@@ -15,7 +15,7 @@ class PageState(enum.Enum):
 
     UNBACKED = "unbacked"  # within the pool's limit, but no memory behind it
     CREATING = "creating"
-    CLEAN = "clean"  # zeros; may be lent to any tenant of its zone
+    CLEAN = "clean"  # zeros (with `--scrub never`, anything); may be lent to any tenant of its zone
     LEASED = "leased"
     DIRTY = "dirty"  # holds a tenant's data (may be lent to that tenant), or unknown data (to nobody)
     SCRUBBING = "scrubbing"

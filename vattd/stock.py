@@ -2,7 +2,7 @@
 
 Ids are dealt by zone. Where memory may pass from tenant to tenant (CUDA, after a scrub) all tenants share one zone;
 where it may not (host: a tenant's pages are its slab's) every tenant has its own, and only capacity moves: pages are
-destroyed in one zone and created in another.
+destroyed in one zone and created in another. So it is on CUDA too where the operator has tenants isolated.
 
 A driver call is recorded before and after it: `begin_*` takes pages out of a lendable state, then `finish_*` or
 `fail_*` puts them into the next one.
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from vatt.errors import InvalidRequest
 from vatt.pages import MAX_ZONES, ZONE_PAGES, Extent, FreeExtents, LedgerBug, page_count_of
+from vattd.scrub import Scrub
 from vattd.snapshot import PageState
 
 
@@ -26,6 +27,7 @@ class Zone:
 
     number: int
     clean: FreeExtents = field(default_factory=FreeExtents)
+    fresh: FreeExtents = field(default_factory=FreeExtents)  # created, and nobody vouches for their content
     destroyed: FreeExtents = field(default_factory=FreeExtents)  # ids that may be backed again
     next_index: int = 0  # from here on, ids were never used
     backed_pages: int = 0  # with memory, or on their way there or back
@@ -55,10 +57,12 @@ class _OldZone:
 class Shelf:
     """One tenant's part of the stock: its zone, and the idle pages that hold its data.
 
-    `hard_pages` is the tenant's hard min: as far as it is not lent, idle pages are kept for it.
+    `hard_pages` is the tenant's hard min: as far as it is not lent, idle pages are kept for it. `relends` says whether
+    the tenant may have its dirty pages again as they are.
     """
 
     zone: Zone
+    relends: bool = True
     dirty: FreeExtents = field(default_factory=FreeExtents)
     lent_pages: int = 0
     hard_pages: int = 0
@@ -66,7 +70,12 @@ class Shelf:
     @property
     def ready_pages(self) -> int:
         """Pages that can be lent to the tenant this instant."""
-        return self.dirty.page_count + self.zone.clean.page_count
+        return self.own_pages + self.zone.clean.page_count
+
+    @property
+    def own_pages(self) -> int:
+        """Ready pages that are nobody else's: they hold what the tenant left in them."""
+        return self.dirty.page_count if self.relends else 0
 
     @property
     def kept_pages(self) -> int:
@@ -82,10 +91,13 @@ class Stock:
     nothing.
     """
 
-    def __init__(self, max_pages: int, *, shares_zone: bool, first_zone: int = 0) -> None:
+    def __init__(
+        self, max_pages: int, *, shares_zone: bool, scrub: Scrub = Scrub.CROSS_TENANT, first_zone: int = 0
+    ) -> None:
         """Zones below `first_zone` are an earlier vattd's."""
         self.max_pages = max_pages
         self.shares_zone = shares_zone
+        self.scrub = scrub
         self._short_pages: int | None = None  # what was backed when the device gave no more; None: it gives
         self.lent_pages = self.backed_pages = 0  # backed: with memory, or on their way there or back
         self.created_total = self.scrubbed_total = self.destroyed_total = 0
@@ -95,7 +107,6 @@ class Stock:
         self.first_zone = self._last_zone = first_zone
         self._shelves: list[Shelf] = []
         self.hard_shelves: list[Shelf] = []  # those for which pages are kept
-        self._fresh = FreeExtents()  # created, and nobody vouches for their content
         self._creating = FreeExtents()
         self._scrubbing = FreeExtents()
         self._destroying = FreeExtents()
@@ -109,7 +120,8 @@ class Stock:
 
     def open_shelf(self) -> Shelf:
         """A place for one more tenant. Raises InvalidRequest if there have been too many."""
-        shelf = Shelf(self._spare if self._spare is not None else self._new_zone())
+        zone = self._spare if self._spare is not None else self._new_zone()
+        shelf = Shelf(zone, relends=self.scrub is not Scrub.ALWAYS)
         if not self.shares_zone:
             self._spare = None
         self._shelves.append(shelf)
@@ -121,14 +133,14 @@ class Stock:
             return not shelf.dirty.page_count
         worked_on = (
             self._creating,
-            self._fresh,
             self._scrubbing,
             self._destroying,
             self._quarantined,
             self._broken,
         )
         zones = {extent.zone for pages in worked_on for extent in pages}
-        return not shelf.ready_pages and shelf.zone.number not in zones
+        idle = (shelf.dirty, shelf.zone.clean, shelf.zone.fresh)
+        return not any(pages.page_count for pages in idle) and shelf.zone.number not in zones
 
     def close_shelf(self, shelf: Shelf) -> list[int]:
         """Forget a bare shelf. Returns the zones whose ids will never be used again."""
@@ -147,16 +159,19 @@ class Stock:
         """Take ready pages in few runs: one run if there is one, the tenant's own dirty pages first."""
         if page_count > shelf.ready_pages:
             raise LedgerBug(f"{page_count} pages asked of {shelf.ready_pages}")
-        run = shelf.dirty.take_run(page_count) or shelf.zone.clean.take_run(page_count)
-        extents = [run] if run is not None else shelf.dirty.take(page_count)
+        own_pages = min(page_count, shelf.own_pages)
+        run = shelf.dirty.take_run(page_count) if own_pages == page_count else None
+        run = run or shelf.zone.clean.take_run(page_count)
+        extents = [run] if run is not None else shelf.dirty.take(own_pages)
         extents += shelf.zone.clean.take(page_count - page_count_of(extents))
         self._note_lent(shelf, page_count)
         return extents
 
     def take_back(self, shelf: Shelf, extents: Iterable[Extent]) -> None:
         """Lent pages that nothing maps any more. An earlier vattd's are not lent again."""
+        own = shelf.zone.clean if self.shares_zone and self.scrub is Scrub.NEVER else shelf.dirty
         for extent in extents:
-            (self._quarantined if extent.zone in self._old_zones else shelf.dirty).give_back(extent)
+            (self._quarantined if extent.zone in self._old_zones else own).give_back(extent)
             self._note_lent(shelf, -extent.page_count)
 
     def quarantine(self, shelf: Shelf, extents: Iterable[Extent]) -> None:
@@ -260,8 +275,10 @@ class Stock:
         return _enter(self._creating, extents)
 
     def finish_create(self, extent: Extent, *, clean: bool) -> None:
+        """`clean`: they are zeros."""
         self._creating.remove(extent)
-        (self._zones[extent.zone].clean if clean else self._fresh).give_back(extent)
+        zone = self._zones[extent.zone]
+        (zone.clean if clean or self.scrub is Scrub.NEVER else zone.fresh).give_back(extent)
         self.created_total += extent.page_count
         if self._short_pages is not None and self.backed_pages > self._short_pages:
             self._short_pages = None  # it gives more again
@@ -275,15 +292,26 @@ class Stock:
 
     # Scrubbing
 
-    def begin_scrub(self, shelf: Shelf | None, page_count: int) -> list[Extent]:
+    def begin_scrub(self, shelf: Shelf, page_count: int, *, others: bool = False) -> list[Extent]:
         """Up to `page_count` idle pages that `shelf` could have once they are zeros.
 
-        Fresh ones first, and without a shelf only those; then, where pages may pass on, other tenants' dirty ones.
+        Fresh ones first, then its own dirty ones if it may not have those as they are; with `others`, where pages may
+        pass on, then dirty ones of other tenants.
         """
-        extents = self._fresh.take(page_count)
-        if shelf is not None and self.shares_zone:
+        extents = shelf.zone.fresh.take(page_count)
+        if not shelf.relends:
+            extents += shelf.dirty.take(page_count - page_count_of(extents))
+        if others and self.shares_zone:
             for other in self._by_idle_pages(without=shelf):
                 extents += other.dirty.take(page_count - page_count_of(extents))
+        return _enter(self._scrubbing, extents)
+
+    def begin_scrub_returned(self, page_count: int) -> list[Extent]:
+        """Up to `page_count` pages that came back, and that not even their own tenant may have as they are."""
+        extents: list[Extent] = []
+        for shelf in self._shelves:
+            if not shelf.relends:
+                extents += shelf.dirty.take(page_count - page_count_of(extents))
         return _enter(self._scrubbing, extents)
 
     def finish_scrub(self, extent: Extent) -> None:
@@ -315,9 +343,9 @@ class Stock:
         left = min(page_count, self.idle_pages - self.kept_pages)
         extents: list[Extent] = []
         for shelf in chosen:
-            extents += shelf.dirty.take(min(left - page_count_of(extents), shelf.dirty.page_count - shelf.kept_pages))
+            extents += shelf.dirty.take(min(left - page_count_of(extents), self._spare_dirty_pages(shelf)))
         if len(chosen) == len(self._shelves) and self._spare is not None:  # nobody else could use the others
-            extents += self._fresh.take(left - page_count_of(extents))
+            extents += self._spare.fresh.take(left - page_count_of(extents))
             spare_pages = self._spare.clean.page_count - self._kept_clean_pages
             extents += self._spare.clean.take(min(left - page_count_of(extents), spare_pages))
         return extents
@@ -325,12 +353,16 @@ class Stock:
     def _take_apart(self, page_count: int, chosen: list[Shelf], keep_pages: int) -> list[Extent]:
         extents: list[Extent] = []
         for shelf in chosen:
-            over = shelf.ready_pages - max(keep_pages, shelf.kept_pages)
+            idle = (shelf.zone.fresh, shelf.dirty, shelf.zone.clean)
+            over = sum(pages.page_count for pages in idle) - max(keep_pages, shelf.kept_pages)
             left = min(page_count - page_count_of(extents), over)
-            dirty = shelf.dirty.take(left)
-            extents += [*dirty, *shelf.zone.clean.take(left - page_count_of(dirty))]
+            for pages in idle:
+                taken = pages.take(left)
+                extents += taken
+                left -= page_count_of(taken)
         if not self._shelves and self._spare is not None:
-            extents += self._spare.clean.take(page_count - page_count_of(extents))
+            for pages in (self._spare.fresh, self._spare.clean):
+                extents += pages.take(page_count - page_count_of(extents))
         return extents
 
     def begin_destroy_for(self, shelf: Shelf, page_count: int) -> list[Extent]:
@@ -369,8 +401,10 @@ class Stock:
 
     @property
     def can_grow(self) -> bool:
-        """Are there pages to be made, or made and not scrubbed yet, that are nobody's?"""
-        return self.unbacked_pages > 0 or self._fresh.page_count > 0
+        """May there be pages to be made, or made and not scrubbed yet, that are nobody else's?"""
+        if self.scrub is Scrub.ALWAYS:
+            return True  # a tenant's own dirty ones are such
+        return self.unbacked_pages > 0 or any(zone.fresh.page_count for zone in self._zones.values())
 
     @property
     def capacity_pages(self) -> int:
@@ -408,8 +442,8 @@ class Stock:
     @property
     def idle_pages(self) -> int:
         """Backed and not lent, but for those that are being worked on."""
-        clean = sum(zone.clean.page_count for zone in self._zones.values())
-        return self._fresh.page_count + clean + sum(shelf.dirty.page_count for shelf in self._shelves)
+        unheld = sum(zone.fresh.page_count + zone.clean.page_count for zone in self._zones.values())
+        return unheld + sum(shelf.dirty.page_count for shelf in self._shelves)
 
     @property
     def kept_pages(self) -> int:
@@ -429,12 +463,12 @@ class Stock:
         if not self.shares_zone:
             return max(0, shelf.kept_pages - shelf.ready_pages)
         missing = self._kept_clean_pages - shelf.zone.clean.page_count
-        return max(0, min(shelf.kept_pages - shelf.dirty.page_count, missing))
+        return max(0, min(shelf.kept_pages - shelf.own_pages, missing))
 
     @property
     def _kept_clean_pages(self) -> int:
         """Where tenants share a zone: clean pages that are kept for hard mins, beside their tenants' dirty ones."""
-        return sum(max(0, shelf.kept_pages - shelf.dirty.page_count) for shelf in self.hard_shelves)
+        return sum(max(0, shelf.kept_pages - shelf.own_pages) for shelf in self.hard_shelves)
 
     def shelf_to_stock_up(self) -> Shelf | None:
         """Where to put pages made ahead of need: ahead of any tenant (None) while that can be, else a bare shelf."""
@@ -446,12 +480,18 @@ class Stock:
             PageState.CREATING: self._creating.page_count,
             PageState.CLEAN: sum(zone.clean.page_count for zone in self._zones.values()),
             PageState.LEASED: self.lent_pages,
-            PageState.DIRTY: self._fresh.page_count + sum(shelf.dirty.page_count for shelf in self._shelves),
+            PageState.DIRTY: sum(zone.fresh.page_count for zone in self._zones.values())
+            + sum(shelf.dirty.page_count for shelf in self._shelves),
             PageState.SCRUBBING: self._scrubbing.page_count,
             PageState.DESTROYING: self._destroying.page_count,
             PageState.QUARANTINED: self._quarantined.page_count + self._lost_pages + self._left_pages,
         }
         return {PageState.UNBACKED: self.max_pages - sum(counts.values()), **counts}
+
+    @staticmethod
+    def _spare_dirty_pages(shelf: Shelf) -> int:
+        """Dirty pages that a hard min does not keep. What the tenant may not have as it is, keeps nothing ready."""
+        return shelf.dirty.page_count - min(shelf.own_pages, shelf.kept_pages)
 
     def _by_idle_pages(self, *, without: Shelf) -> list[Shelf]:
         others = (shelf for shelf in self._shelves if shelf is not without)

@@ -57,9 +57,8 @@ class Upkeep:
         if work is not None:
             return work
         surplus = self._stock.backed_pages - self._min_pages
-        if surplus < 0:
-            return self._workshop.stock_up_slice(-surplus, now_s)
-        return self._trim_slice(surplus, now_s)
+        work = self._workshop.stock_up_slice(-surplus, now_s) if surplus < 0 else self._trim_slice(surplus, now_s)
+        return work or self._workshop.returned_slice(now_s)
 
     def next_change_s(self) -> float | None:
         """When there may be something to do without anything happening."""

@@ -73,7 +73,7 @@ class Workshop:
     def headroom_slice(self, shelf: Shelf, missing_pages: int, now_s: float) -> Slice | None:
         """Pages ahead of a tenant's need; never at another one's cost."""
         page_count, urgency = min(missing_pages, self._background_pages), Urgency.BACKGROUND
-        return self._scrub(None, page_count, urgency, now_s) or self._create(shelf, page_count, urgency, now_s)
+        return self._scrub(shelf, page_count, urgency, now_s) or self._create(shelf, page_count, urgency, now_s)
 
     def stock_up_slice(self, missing_pages: int, now_s: float) -> Slice | None:
         """Pages up to the pool's minimum, wherever they are best put."""
@@ -103,6 +103,12 @@ class Workshop:
         extents = self._stock.begin_destroy_idle(page_count, among=shelves, keep_pages=keep_pages)
         return self._destroy(extents, Urgency.BACKGROUND)
 
+    def returned_slice(self, now_s: float) -> Slice | None:
+        """What came back is zeroed though nobody asks for it: `--scrub always`."""
+        if not self._may_scrub(now_s):
+            return None
+        return self._scrub_slice(self._stock.begin_scrub_returned(self._background_pages), Urgency.BACKGROUND)
+
     async def do(self, work: Slice, now: Callable[[], float]) -> None:
         """Make the slice's driver calls. What a failed call was for goes where `fail` says. Raises DeviceLost."""
         for extent in work.extents:
@@ -130,9 +136,9 @@ class Workshop:
 
     def _make(self, shelf: Shelf, page_count: int, urgency: Urgency, now_s: float) -> Slice | None:
         return (
-            self._scrub(None, page_count, urgency, now_s)
+            self._scrub(shelf, page_count, urgency, now_s)
             or self._create(shelf, page_count, urgency, now_s)
-            or self._scrub(shelf, page_count, urgency, now_s)
+            or self._scrub(shelf, page_count, urgency, now_s, others=True)
             or self._destroy(self._stock.begin_destroy_quarantined(page_count), urgency, died=True)
             or self._destroy(self._stock.begin_destroy_for(shelf, page_count), urgency)
         )
@@ -148,11 +154,19 @@ class Workshop:
 
         return Slice(self._driver.create, extents, finish, self._stock.fail_create, urgency) if extents else None
 
-    def _scrub(self, shelf: Shelf | None, page_count: int, urgency: Urgency, now_s: float) -> Slice | None:
-        if now_s < self.retry_s and "scrub" in self._failing:
+    def _scrub(
+        self, shelf: Shelf, page_count: int, urgency: Urgency, now_s: float, *, others: bool = False
+    ) -> Slice | None:
+        if not self._may_scrub(now_s):
             return None
-        stock, extents = self._stock, self._stock.begin_scrub(shelf, page_count)
+        return self._scrub_slice(self._stock.begin_scrub(shelf, page_count, others=others), urgency)
+
+    def _scrub_slice(self, extents: list[Extent], urgency: Urgency) -> Slice | None:
+        stock = self._stock
         return Slice(self._driver.scrub, extents, stock.finish_scrub, stock.fail_scrub, urgency) if extents else None
+
+    def _may_scrub(self, now_s: float) -> bool:
+        return now_s >= self.retry_s or "scrub" not in self._failing
 
     def _destroy(self, extents: list[Extent], urgency: Urgency, *, died: bool = False) -> Slice | None:
         # Where a place in a slab outlives its page, a forked child of the dead may still map it: never use it again.

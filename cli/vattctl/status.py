@@ -87,6 +87,7 @@ def _head(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
         f"{format_size(pool.min_bytes)} to {format_size(pool.max_bytes)} in pages of "
         f"{format_size(pool.page_size_bytes)}; most ever leased {format_size(pool.peak_leased_bytes)}",
     )
+    head.add_row("scrub", _scrub_words(pool, device.backend))
     if pool.promised_bytes:
         kept = f", {format_size(pool.kept_free_bytes)} of it kept free" if pool.kept_free_bytes else ""
         head.add_row("promised", f"{format_size(pool.promised_bytes)} to tenants{kept}")
@@ -114,6 +115,20 @@ def _recovery_words(answer: pb.GetStatusResponse) -> str:
     if not words:
         return ""
     return f"of the sessions of the vattd before, {daemon.recovered_sessions_total} are back; {', '.join(words)}"
+
+
+def _scrub_words(pool: pb.Pool, backend: str) -> Text:
+    """What a tenant may find in a page, and what a context costs."""
+    words = Text(pool.scrub or "cross-tenant")
+    if pool.scrub == "never" and backend != "host":
+        words.append(": tenants may read each other's old bytes", style="yellow")
+    elif pool.isolated:
+        words.append(": a page that leaves a tenant is destroyed")
+    if pool.scrub and not pool.HasField("context_bytes"):
+        words.append("; has a CUDA context, of unknown size")
+    elif pool.context_bytes:
+        words.append(f"; its CUDA context takes {format_size(pool.context_bytes)}")
+    return words
 
 
 def _pool_table(pool: pb.Pool) -> RenderableType:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
 from tests.cudasim import World
-from tests.daemon import Vattd
+from tests.daemon import Vattd, run_command
 from tests.e2e.cycles import CYCLES, RUN_PAGES
+from tests.raw_engine import RawEngine
 
 POOL_PAGES = 64
 MIB = 1 << 20
@@ -53,6 +55,23 @@ def test_two_daemons_cannot_own_one_gpu_even_from_two_socket_directories() -> No
         with pytest.raises(RuntimeError, match="runs already"):
             Vattd(device="0", env=world.env())
         assert first.status().device.uuid == f"GPU-{world.uuids[0]}"
+
+
+def test_the_first_scrub_makes_a_context_and_what_it_takes_is_shown() -> None:
+    with World(memory_bytes=1024 * MIB, context_bytes=300 * MIB) as world:
+        arguments = ["--pool-max", "64MiB", "--headroom", "0", "--metrics-address", "127.0.0.1:0"]
+        with Vattd(*arguments, device="0", env=world.env()) as vattd, RawEngine(vattd.sockets) as engine:
+            assert vattd.status().pool.context_bytes == 0
+            runs = engine.lease(4)
+            assert vattd.status().pool.context_bytes == 300 * MIB
+            with urllib.request.urlopen(vattd.ready["metrics"], timeout=10) as answer:
+                figures = dict(line.split() for line in answer.read().decode().splitlines() if line.count(" ") == 1)
+            assert float(figures["vattd_context_bytes"]) == 300 * MIB
+            status = run_command(["vattctl", "status", "--socket-dir", str(vattd.socket_dir)], world.env())
+            assert "scrub cross-tenant; its CUDA context takes 300 MiB" in " ".join(status.stdout.split())
+            engine.give_back(runs)
+            engine.detach()
+        assert world.counters()["cuDevicePrimaryCtxRetain"].calls == 1
 
 
 def test_an_idle_daemon_has_no_context_on_its_gpu() -> None:

@@ -17,6 +17,7 @@ class FakeDriver:
         self.page_size_bytes = 4096
         self.fresh_is_zero = fresh_is_zero
         self.recycles_across_tenants = recycles
+        self.context_bytes: int | None = 0
         self.created: set[int] = set()
         self.calls: list[str] = []
         self.fail: Callable[[str, Extent], None] = lambda call, extent: None

@@ -14,6 +14,7 @@ from vatt.usage import Usage
 from vattd.guarantee import Access, Guarantee
 from vattd.ledger import Ledger
 from vattd.page_run import PageRun
+from vattd.scrub import Scrub
 from vattd.snapshot import PageState
 from vattd.stock import Stock
 from vattd.tenants import MAX_TENANTS
@@ -24,8 +25,9 @@ TENANTS = ("a", "b", "c")
 UID = 1000
 
 
-def make_ledger(*, shares_zone: bool, max_pages: int = MAX_PAGES) -> Ledger:
-    return Ledger(Stock(max_pages, shares_zone=shares_zone), page_size_bytes=PAGE_SIZE, incarnation=7)
+def make_ledger(*, shares_zone: bool, max_pages: int = MAX_PAGES, scrub: Scrub = Scrub.CROSS_TENANT) -> Ledger:
+    stock = Stock(max_pages, shares_zone=shares_zone, scrub=scrub)
+    return Ledger(stock, page_size_bytes=PAGE_SIZE, incarnation=7)
 
 
 def stock_up(ledger: Ledger, session_id: str, page_count: int) -> None:
@@ -35,14 +37,14 @@ def stock_up(ledger: Ledger, session_id: str, page_count: int) -> None:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The oracle knows which pages each session holds, and whose data each page last held (None: zeros or unbacked)."""
+    """The oracle knows which pages each session holds, and whose data each page last held (none: zeros or unbacked)."""
 
     sessions: Bundle[str] = Bundle("sessions")
     old_runs: Bundle[PageRun] = Bundle("old_runs")
 
-    @initialize(shares_zone=st.booleans())
-    def start(self, shares_zone: bool) -> None:
-        self.ledger = make_ledger(shares_zone=shares_zone)
+    @initialize(shares_zone=st.booleans(), scrub=st.sampled_from(Scrub))
+    def start(self, shares_zone: bool, scrub: Scrub) -> None:
+        self.ledger = make_ledger(shares_zone=shares_zone, scrub=scrub)
         self.held: dict[str, dict[int, int]] = {}  # session -> page id -> generation
         self.tenant_of: dict[str, str] = {}
         self.data_of: dict[int, str] = {}
@@ -73,7 +75,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert len(set(pages)) == len(pages)
         for page_id in pages:
             assert all(page_id not in other for other in self.held.values()), "lent twice"
-            assert self.data_of.get(page_id, self.tenant_of[session_id]) == self.tenant_of[session_id], "stale data"
+            assert self.data_of.get(page_id) in self.data_it_may_get(session_id), "stale data"
             self.data_of[page_id] = self.tenant_of[session_id]
         assert runs[0].generation not in self.generations
         self.generations.add(runs[0].generation)
@@ -87,6 +89,16 @@ class LedgerMachine(RuleBasedStateMachine):
             with pytest.raises(LeaseCancelled):
                 self.ledger.lease(session_id, f"r{self.count}", page_count, fewest)
         return runs[0]
+
+    def data_it_may_get(self, session_id: str) -> set[str | None]:
+        """Whose old bytes may be in a page that it leases. None: nobody's."""
+        stock, tenant = self.ledger.stock, self.tenant_of[session_id]
+        if stock.scrub is Scrub.ALWAYS:
+            return {None}
+        if stock.scrub is Scrub.CROSS_TENANT:
+            return {None, tenant}
+        others = TENANTS if stock.shares_zone else ()
+        return {None, tenant, "unknown", *others}
 
     @rule(session_id=sessions, run=old_runs, skip=st.integers(0, 3))
     def give_back(self, session_id: str, run: PageRun, skip: int) -> None:
@@ -125,9 +137,21 @@ class LedgerMachine(RuleBasedStateMachine):
             else:
                 stock.finish_create(extent, clean=clean)
 
-    @rule(session_id=sessions, page_count=st.integers(1, 20), fails=st.booleans())
-    def scrub(self, session_id: str, page_count: int, fails: bool) -> None:
-        for extent in self.ledger.stock.begin_scrub(self.ledger.shelf(session_id), page_count):
+    @rule(
+        session_id=sessions,
+        page_count=st.integers(1, 20),
+        which=st.sampled_from(["own", "others", "returned"]),
+        fails=st.booleans(),
+    )
+    def scrub(self, session_id: str, page_count: int, which: str, fails: bool) -> None:
+        stock, shelf = self.ledger.stock, self.ledger.shelf(session_id)
+        ready_pages = shelf.ready_pages
+        if which == "returned":
+            extents = stock.begin_scrub_returned(page_count)
+        else:
+            extents = stock.begin_scrub(shelf, page_count, others=which == "others")
+        assert shelf.ready_pages == ready_pages, "what is ready needs no scrub"
+        for extent in extents:
             if fails:
                 self.ledger.stock.fail_scrub(extent)
                 continue

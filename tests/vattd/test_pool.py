@@ -33,6 +33,7 @@ from vattd.lending import MAX_WAITING_OF_SESSION
 from vattd.page_run import PageRun
 from vattd.pool import Pool
 from vattd.rules import PoolLimits, PoolRules
+from vattd.scrub import Scrub
 from vattd.snapshot import PageState
 from vattd.stock import Stock
 from vattd.wish import Purpose, Wish
@@ -44,11 +45,19 @@ class Bench:
     """A pool at work, and what it said was broken."""
 
     def __init__(
-        self, driver: FakeDriver, *, headroom_pages: int = 0, min_pages: int = 0, kill_after_s: float | None = None
+        self,
+        driver: FakeDriver,
+        *,
+        headroom_pages: int = 0,
+        min_pages: int = 0,
+        kill_after_s: float | None = None,
+        scrub: Scrub = Scrub.CROSS_TENANT,
+        isolate: bool = False,
     ) -> None:
         self.driver = driver
         self.broken: list[BaseException] = []
-        stock = Stock(MAX_PAGES, shares_zone=driver.recycles_across_tenants)
+        shares_zone = driver.recycles_across_tenants and not isolate
+        stock = Stock(MAX_PAGES, shares_zone=shares_zone, scrub=scrub)
         self.ledger = Ledger(stock, page_size_bytes=4096, incarnation=1)
         self.thread = DriverThread()
         limits = PoolLimits(min_pages * 4096, MAX_PAGES * 4096, headroom_pages * 4096)
@@ -483,8 +492,93 @@ def test_who_may_not_wait_long_is_answered_in_time_behind_one_who_may() -> None:
     at_work(FakeDriver(), story)
 
 
+@pytest.mark.parametrize("policy", [Scrub.CROSS_TENANT, Scrub.ALWAYS])
 @pytest.mark.parametrize("recycles", [True, False])
-def test_when_the_last_tenant_goes_nothing_stays_backed(recycles: bool) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_pages_that_come_back_are_scrubbed_for_their_own_tenant_only_where_that_is_asked_for(
+    policy: Scrub, recycles: bool, fails: bool
+) -> None:
+    """Also where a scrub fails: the pages are destroyed and made anew then, never lent as they are."""
+    driver = FakeDriver(recycles=recycles)
+    driver.fail = fail_on("scrub", DriverError("no", call="scrub")) if fails else driver.fail
+
+    async def story(bench: Bench) -> None:
+        for session_id in ("s", "t"):
+            bench.pool.open_session(session_id, "a", 0)
+        bench.pool.give_back("s", await bench.lease("s", MAX_PAGES))
+        late_s = asyncio.get_running_loop().time() + 5
+        wait = {"purpose": Purpose.ADMIT, "deadline_s": late_s}
+        assert page_count_of(await bench.lease("t", MAX_PAGES, **wait)) == MAX_PAGES
+        snapshot = bench.ledger.snapshot()
+        renewed_pages = snapshot.scrubbed_pages_total + snapshot.destroyed_pages_total
+        assert renewed_pages == (MAX_PAGES if policy is Scrub.ALWAYS else 0)
+
+    at_work(driver, story, scrub=policy)
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_what_comes_back_is_zeroed_without_anybody_asking_where_everything_is(isolate: bool) -> None:
+    driver = FakeDriver(recycles=True)
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        bench.pool.give_back("s", await bench.lease("s", 10))
+        await bench.until(lambda: bench.counts() == {"clean": 10, "unbacked": MAX_PAGES - 10})
+
+    at_work(driver, story, scrub=Scrub.ALWAYS, isolate=isolate)
+
+
+def test_with_never_nothing_is_scrubbed_and_pages_pass_on_as_they_are() -> None:
+    driver = FakeDriver(recycles=True, fresh_is_zero=False)
+
+    async def story(bench: Bench) -> None:
+        for session_id, tenant in (("s", "a"), ("t", "b")):
+            bench.pool.open_session(session_id, tenant, 0)
+        first = await bench.lease("s", MAX_PAGES)
+        bench.pool.give_back("s", first)
+        assert [run.extent for run in await bench.lease("t", MAX_PAGES)] == [run.extent for run in first]
+
+    at_work(driver, story, scrub=Scrub.NEVER, headroom_pages=8)
+    assert "scrub" not in driver.calls
+    assert "destroy" not in driver.calls
+
+
+def test_isolated_tenants_get_new_pages_where_a_scrub_would_have_done() -> None:
+    driver = FakeDriver(recycles=True, fresh_is_zero=False)
+
+    async def story(bench: Bench) -> None:
+        for session_id, tenant in (("s", "a"), ("t", "b")):
+            bench.pool.open_session(session_id, tenant, 0)
+        bench.pool.give_back("s", await bench.lease("s", MAX_PAGES))
+        assert page_count_of(await bench.lease("t", MAX_PAGES)) == MAX_PAGES
+        snapshot = bench.ledger.snapshot()
+        assert snapshot.destroyed_pages_total >= MAX_PAGES
+        assert snapshot.created_pages_total >= 2 * MAX_PAGES
+
+    at_work(driver, story, isolate=True)
+
+
+def test_fresh_pages_of_isolated_tenants_go_to_who_needs_them_although_none_can_be_scrubbed() -> None:
+    """They are nobody else's, and so nobody else can have them made ready: they must not stay where they are."""
+    driver = FakeDriver(recycles=True, fresh_is_zero=False)
+    driver.page_size_bytes = 2 << 20  # so that a background slice is one page
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        await bench.lease("s", 4)
+        for extent in bench.ledger.stock.begin_create(bench.ledger.shelf("s"), MAX_PAGES):
+            bench.ledger.stock.finish_create(extent, clean=False)
+            driver.created |= set(extent.page_ids)
+        bench.pool.open_session("t", "b", 0)
+        assert page_count_of(await bench.lease("t", MAX_PAGES - 4)) == MAX_PAGES - 4
+
+    at_work(driver, story, isolate=True)
+
+
+@pytest.mark.parametrize("policy", Scrub)
+@pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("recycles", [True, False])
+def test_when_the_last_tenant_goes_nothing_stays_backed(recycles: bool, isolate: bool, policy: Scrub) -> None:
     driver = FakeDriver(recycles=recycles, fresh_is_zero=not recycles)
     driver.page_size_bytes = 2 << 20  # so that a background slice is one page
 
@@ -496,7 +590,7 @@ def test_when_the_last_tenant_goes_nothing_stays_backed(recycles: bool) -> None:
         await bench.until(lambda: bench.counts() == {"unbacked": MAX_PAGES})
         assert not driver.created
 
-    at_work(driver, story, headroom_pages=8)
+    at_work(driver, story, headroom_pages=8, scrub=policy, isolate=isolate)
 
 
 def test_a_running_request_goes_ahead_of_new_ones_that_wait() -> None:

@@ -41,6 +41,7 @@ class CudaPhysical:
         self._inherited = ExtentSet()
         self._scrubber: CudaScrubber | None = None
         self._nvml: NvmlMemory | None = None
+        self.context_bytes: int | None = 0
         self._closed = False
 
     def create(self, extent: Extent) -> None:
@@ -68,7 +69,7 @@ class CudaPhysical:
     def scrub(self, extent: Extent) -> None:
         handles = self._handles_of(extent, "scrub")
         if self._scrubber is None:
-            self._scrubber = CudaScrubber(self.device, self.page_size_bytes)
+            self._scrubber = self._make_scrubber()
         self._scrubber.zero(handles)
 
     def placement(self, extent: Extent) -> Placement:
@@ -83,9 +84,7 @@ class CudaPhysical:
         return fd
 
     def memory(self) -> DeviceMemory:
-        if self._nvml is None:
-            self._nvml = NvmlMemory(self.device.uuid)
-        total_bytes, free_bytes = self._nvml.read()
+        total_bytes, free_bytes = self._read_nvml()
         return DeviceMemory(
             total_bytes=total_bytes,
             free_bytes=max(0, free_bytes - self._headroom_bytes),
@@ -116,11 +115,33 @@ class CudaPhysical:
         if self._scrubber is not None:
             self._scrubber.close()
             self._scrubber = None
+            self.context_bytes = 0
         if self._nvml is not None:
             self._nvml.close()
             self._nvml = None
         while self._handles:
             call_at_close("cuMemRelease", self._handles.popitem()[1])
+
+    def _make_scrubber(self) -> CudaScrubber:
+        """What it costs, only the device's free memory shows, which other programs change too: an estimate."""
+        before_bytes = self._free_bytes()
+        scrubber = CudaScrubber(self.device, self.page_size_bytes)
+        after_bytes = self._free_bytes()
+        self.context_bytes = None
+        if before_bytes is not None and after_bytes is not None and after_bytes < before_bytes:
+            self.context_bytes = before_bytes - after_bytes
+        return scrubber
+
+    def _free_bytes(self) -> int | None:
+        try:
+            return self._read_nvml()[1]
+        except DriverError:  # to scrub is more important than to know what it costs
+            return None
+
+    def _read_nvml(self) -> tuple[int, int]:
+        if self._nvml is None:
+            self._nvml = NvmlMemory(self.device.uuid)
+        return self._nvml.read()
 
     def _handles_of(self, extent: Extent, operation: str) -> list[int]:
         if not all(page_id in self._handles for page_id in extent.page_ids):

@@ -66,6 +66,9 @@ class PhysicalDriver(Protocol):
     page_size_bytes: int
     fresh_is_zero: bool  # may a created page be lent without a scrub?
     recycles_across_tenants: bool  # False: a page that leaves a tenant is destroyed and its bytes created elsewhere
+    # What a scrub's context took of the device (CUDA), measured as it was made; 0 while there is none, None if it could
+    # not be told. Any thread may read it.
+    context_bytes: int | None
 
     def create(self, extent: Extent) -> None:
         """Back the extent's pages with memory. Raises OutOfMemory, and creates none, if the device is short."""

@@ -48,6 +48,7 @@ class HostPhysical:
     fresh_is_zero = True
     # A page that moves between tenants is punched in one slab and committed in the other: that is its scrub.
     recycles_across_tenants = False
+    context_bytes: int | None = 0
 
     def __init__(self, page_size_bytes: int, slabs: Slabs | None = None) -> None:
         self._kind = slabs or SmallSlabs(HostMemory())

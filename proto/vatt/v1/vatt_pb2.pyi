@@ -1391,6 +1391,9 @@ class Pool(_message.Message):
     PROMISED_BYTES_FIELD_NUMBER: _builtins.int
     KEPT_FREE_BYTES_FIELD_NUMBER: _builtins.int
     RECLAIMS_FIELD_NUMBER: _builtins.int
+    SCRUB_FIELD_NUMBER: _builtins.int
+    ISOLATED_FIELD_NUMBER: _builtins.int
+    CONTEXT_BYTES_FIELD_NUMBER: _builtins.int
     page_size_bytes: _builtins.int
     min_bytes: _builtins.int
     max_bytes: _builtins.int
@@ -1408,6 +1411,14 @@ class Pool(_message.Message):
     promised_bytes: _builtins.int
     """Of all tenants' mins; what of them is not used by their tenants and kept free (hard)."""
     kept_free_bytes: _builtins.int
+    scrub: _builtins.str
+    """What `vattd start --scrub` was told: "cross-tenant", "always" or "never"."""
+    isolated: _builtins.bool
+    """Are pages that leave a tenant destroyed and made anew? Always so on the host; else they are passed on."""
+    context_bytes: _builtins.int
+    """Device memory that the context takes that a scrub needs on a GPU, as free memory showed when it was made. 0: there
+    is no context. Unset: there is one, and what it takes could not be told.
+    """
     @_builtins.property
     def pages_by_state(self) -> _containers.RepeatedCompositeFieldContainer[Global___PagesInState]:
         """Pages by state; their sum is max_bytes / page_size_bytes."""
@@ -1431,12 +1442,17 @@ class Pool(_message.Message):
         promised_bytes: _builtins.int = ...,
         kept_free_bytes: _builtins.int = ...,
         reclaims: Global___ReclaimCounts | None = ...,
+        scrub: _builtins.str = ...,
+        isolated: _builtins.bool = ...,
+        context_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["reclaims", b"reclaims"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_bytes", b"_context_bytes", "context_bytes", b"context_bytes", "reclaims", b"reclaims"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_pages_total", b"created_pages_total", "destroyed_pages_total", b"destroyed_pages_total", "kept_free_bytes", b"kept_free_bytes", "max_bytes", b"max_bytes", "min_bytes", b"min_bytes", "page_size_bytes", b"page_size_bytes", "pages_by_state", b"pages_by_state", "peak_leased_bytes", b"peak_leased_bytes", "peak_mapped_bytes", b"peak_mapped_bytes", "promised_bytes", b"promised_bytes", "reclaims", b"reclaims", "scrubbed_pages_total", b"scrubbed_pages_total", "shortage", b"shortage", "waiting_pages", b"waiting_pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_bytes", b"_context_bytes", "context_bytes", b"context_bytes", "created_pages_total", b"created_pages_total", "destroyed_pages_total", b"destroyed_pages_total", "isolated", b"isolated", "kept_free_bytes", b"kept_free_bytes", "max_bytes", b"max_bytes", "min_bytes", b"min_bytes", "page_size_bytes", b"page_size_bytes", "pages_by_state", b"pages_by_state", "peak_leased_bytes", b"peak_leased_bytes", "peak_mapped_bytes", b"peak_mapped_bytes", "promised_bytes", b"promised_bytes", "reclaims", b"reclaims", "scrub", b"scrub", "scrubbed_pages_total", b"scrubbed_pages_total", "shortage", b"shortage", "waiting_pages", b"waiting_pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__context_bytes: _TypeAlias = _typing.Literal["context_bytes"]  # noqa: Y015
+    _WhichOneofArgType__context_bytes: _TypeAlias = _typing.Literal["_context_bytes", b"_context_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__context_bytes) -> _WhichOneofReturnType__context_bytes | None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
 
