@@ -55,7 +55,10 @@ class Memory(FakeDriver):
 
     def destroy(self, extent: Extent) -> None:
         super().destroy(extent)
-        self.backed.difference_update(extent.page_ids)
+        if self.recycles_across_tenants:  # a GPU's page without a handle here goes with its holder's
+            self.backed.difference_update(set(extent.page_ids) - self.inherited)
+        else:
+            self.backed.difference_update(extent.page_ids)
         self.inherited.difference_update(extent.page_ids)
 
     def inherit(self, extent: Extent) -> None:
