@@ -22,7 +22,6 @@ from vatt.protocol import MAX_MESSAGE_BYTES
 from vatt.sizes import format_size, parse_size_or_percent
 from vatt.sockets import Sockets, make_directory, make_private_directory
 from vatt.v1 import vatt_pb2 as pb
-from vatt.v1 import vatt_pb2_grpc
 from vattd.admin import AdminService, DaemonFacts, DaemonState, guarantee_of
 from vattd.audit import AuditLog
 from vattd.config import DEFAULT_POOL_MAX, Config
@@ -31,6 +30,7 @@ from vattd.driver_thread import DriverThread
 from vattd.handle_server import HandleServer
 from vattd.journal import Journal, JournalFacts
 from vattd.ledger import Ledger
+from vattd.methods import methods_of
 from vattd.metrics import PoolCollector
 from vattd.metrics_server import MetricsServer
 from vattd.page_notes import JournalNotes
@@ -204,12 +204,10 @@ async def _serve_sockets(
     with _umask(0o111):
         stack.callback(HandleServer(sockets.handles, sessions).close)
         server = grpc.aio.server(options=GRPC_OPTIONS)
-        vatt_pb2_grpc.add_EngineServiceServicer_to_server(engine, server)
-        await _serve_grpc(stack, server, sockets.engine, "vatt.v1.EngineService")
+        await _serve_grpc(stack, server, sockets.engine, "EngineService", engine)
     with _umask(0o177):
         server = grpc.aio.server(options=GRPC_OPTIONS)
-        vatt_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
-        await _serve_grpc(stack, server, sockets.admin, "vatt.v1.AdminService")
+        await _serve_grpc(stack, server, sockets.admin, "AdminService", admin)
 
 
 def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollector) -> str:
@@ -259,13 +257,17 @@ def _umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
-async def _serve_grpc(stack: AsyncExitStack, server: grpc.aio.Server, path: Path, service: str) -> None:
+async def _serve_grpc(stack: AsyncExitStack, server: grpc.aio.Server, path: Path, name: str, service: object) -> None:
     """Serve at a Unix socket, with health and reflection beside the service; `stack` stops it."""
+    descriptor = pb.DESCRIPTOR.services_by_name[name]
+    server.add_generic_rpc_handlers((methods_of(descriptor, service),))
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    for name in ("", service):
-        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
-    reflection.enable_server_reflection((service, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+    for whole in ("", descriptor.full_name):
+        await health.set(whole, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection(
+        (descriptor.full_name, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
+    )
     server.add_insecure_port(f"unix:{path}")
     await server.start()
     stack.push_async_callback(server.stop, STOP_GRACE_S)

@@ -19,6 +19,7 @@ from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattd.handles import parse_run
 from vattd.messages import device_message, seconds
+from vattd.methods import check_well_formed
 from vattd.page_run import PageRun
 from vattd.pool import Pool
 from vattd.sessions import Attachment, EngineSession, Sessions
@@ -53,6 +54,7 @@ def rpc(
     @wraps(method)
     async def call(self: Any, request: Request, context: Context) -> Response:
         try:
+            check_well_formed(request)
             return await method(self, request, context)
         except VattError as error:
             await abort(context, error)
@@ -75,15 +77,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     async def Attach(  # noqa: N802 - gRPC's names
         self, request: pb.AttachRequest, context: Context
     ) -> AsyncIterator[pb.AttachResponse]:
-        # What is begun is finished, whether the engine still waits for it or not.
-        attaching = asyncio.ensure_future(self._sessions.attach(request, time.time()))
-        try:
-            attachment = await asyncio.shield(attaching)
-        except VattError as error:
-            await abort(context, error)
-        except asyncio.CancelledError:
-            attaching.add_done_callback(self._fence_unheard)
-            raise
+        attachment = await self._attach(request, context)
         session, mailbox = attachment.session, attachment.mailbox
         try:
             yield pb.AttachResponse(
@@ -104,6 +98,16 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
         finally:
             if session.mailbox is mailbox:  # else a later stream has taken over
                 self._sessions.fence(session)
+
+    @rpc
+    async def _attach(self, request: pb.AttachRequest, context: Context) -> Attachment:
+        # What is begun is finished, whether the engine still waits for it or not.
+        attaching = asyncio.ensure_future(self._sessions.attach(request, time.time()))
+        try:
+            return await asyncio.shield(attaching)
+        except asyncio.CancelledError:
+            attaching.add_done_callback(self._fence_unheard)
+            raise
 
     def _fence_unheard(self, attaching: asyncio.Future[Attachment]) -> None:
         """The engine broke off before it was answered."""
