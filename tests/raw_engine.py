@@ -51,6 +51,10 @@ class HandleSocket:
         assert not flags & socket.MSG_CTRUNC
         return pb.HandleDelivery.FromString(packet), list(fds)
 
+    def receive_or_end(self) -> bytes:
+        """The next packet; empty if vattd has closed the connection."""
+        return self.socket.recv(MAX_HANDLE_PACKET_BYTES)
+
     def close(self) -> None:
         self.socket.close()
 

@@ -39,6 +39,26 @@ class PullSource(Protocol):
     async def pull(self, runs: list[PageRun]) -> list[int]: ...
 
 
+class SlabTaker(Protocol):
+    """Who misses slabs of an earlier vattd's."""
+
+    def expects(self, pid: int) -> bool:
+        """May this process bring some?"""
+
+    def wants(self, zone: int, fd: int) -> bool:
+        """Is this such a slab?"""
+
+
+class NoSlabs:
+    """None is missed."""
+
+    def expects(self, pid: int) -> bool:
+        return False
+
+    def wants(self, zone: int, fd: int) -> bool:
+        return False
+
+
 def parse_run(run: pb.PageRun) -> PageRun:
     """Raises InvalidRequest."""
     try:
@@ -58,8 +78,7 @@ class HandleConnection:
         self._loop = asyncio.get_running_loop()
         self._answering: asyncio.Task[None] | None = None
         self._offers: dict[int, int] = {}  # slabs of an earlier vattd's that the process brought: descriptors by zone
-        # Says whether such a slab is missed.
-        self.wants: Callable[[int, int], bool] = lambda zone, fd: False
+        self.slabs: SlabTaker = NoSlabs()
         self.is_closed = False
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._too_late = self._loop.call_later(ATTACH_WITHIN_S, self.close)
@@ -102,19 +121,24 @@ class HandleConnection:
         self._on_close(self)
 
     def _read(self) -> None:
-        fds: list[int] = []
+        brought: list[int] = []
         try:
-            # Descriptors have room only where one may be missed; elsewhere the kernel closes them.
-            packet, fds = self._receive()
+            packet, brought = self._receive()
+            if not packet:
+                self.close()
+                return
+            request = self._understand(packet, brought)
         except BlockingIOError:
             return
         except OSError:
-            packet = b""
-        if not packet:
             self.close()
             return
+        finally:
+            # Here and not in the task, which may be cancelled before it begins.
+            for fd in brought:
+                os.close(fd)
         self._loop.remove_reader(self._socket)
-        self._answering = self._loop.create_task(self._answer(packet, fds))
+        self._answering = self._loop.create_task(self._answer(*request))
         self._answering.add_done_callback(self._answered)
 
     def _answered(self, task: asyncio.Task[None]) -> None:
@@ -129,25 +153,36 @@ class HandleConnection:
         self._loop.add_reader(self._socket, self._read)
 
     def _receive(self) -> tuple[bytes, list[int]]:
-        if self.source is not None:
+        """Descriptors have room only where they may be missed; elsewhere the kernel closes them, which for some (of a
+        file system that another process serves, say) takes as long as somebody likes."""
+        if not self._may_bring:
             return self._socket.recv(MAX_HANDLE_PACKET_BYTES + 1), []
         packet, fds, _, _ = socket.recv_fds(
             self._socket, MAX_HANDLE_PACKET_BYTES + 1, MAX_FDS_PER_PACKET, socket.MSG_CMSG_CLOEXEC
         )
         return packet, fds
 
-    async def _answer(self, packet: bytes, brought: list[int]) -> None:
+    @property
+    def _may_bring(self) -> bool:
+        return self.source is None and self.slabs.expects(self.peer.pid)
+
+    def _understand(self, packet: bytes, brought: Sequence[int]) -> tuple[pb.HandlePull, VattError | None]:
+        """What is asked, and what is wrong with it. Slabs that are brought with it are taken in."""
         pull = pb.HandlePull()
+        try:
+            self._parse(pull, packet)
+            if pull.offered_zones:
+                self._take_in(pull.offered_zones, brought)
+        except VattError as error:
+            return pull, error
+        return pull, None
+
+    async def _answer(self, pull: pb.HandlePull, refusal: VattError | None) -> None:
         fds: list[int] = []
         try:
             try:
-                try:
-                    self._parse(pull, packet)
-                    if pull.offered_zones:
-                        self._take_in(pull.offered_zones, brought)
-                finally:
-                    for fd in brought:
-                        os.close(fd)
+                if refusal is not None:
+                    raise refusal
                 if not pull.offered_zones:
                     fds = await self._pull(pull)
                 await self._send(pb.HandleDelivery(pull_id=pull.pull_id, page_count=len(fds)), fds)
@@ -159,11 +194,11 @@ class HandleConnection:
                 os.close(fd)
 
     def _take_in(self, zones: Sequence[int], brought: Sequence[int]) -> None:
-        """Keep copies of the slabs that are missed."""
-        if self.source is not None or len(brought) != len(zones):
+        """Keep copies of the slabs that are missed. From whom none is expected, they were let go already."""
+        if self.source is not None or (self._may_bring and len(brought) != len(zones)):
             raise InvalidRequest("slabs are offered before Attach, each with its descriptor")
-        for zone, fd in zip(zones, brought, strict=True):
-            if zone not in self._offers and self.wants(zone, fd):
+        for zone, fd in zip(zones, brought, strict=False):
+            if zone not in self._offers and self.slabs.wants(zone, fd):
                 self._offers[zone] = os.dup(fd)
 
     def _parse(self, pull: pb.HandlePull, packet: bytes) -> None:

@@ -12,6 +12,7 @@ have said what they hold, since what is not theirs then is nobody's.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -123,12 +124,17 @@ class Recovery:
         """Has the session still to say what it holds?"""
         return session_id in self._waiting
 
+    def expects(self, pid: int) -> bool:
+        """Is a session of this process awaited? It may bring slabs."""
+        return any(survivor.peer.pid == pid for survivor in self._waiting.values())
+
     def wants(self, zone: int, fd: int) -> bool:
         """Is this an earlier vattd's slab that is missed?"""
         slab = self._slab(zone)
         if slab is None:
             return False
         try:
+            fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # memfds alone have seals; of others, even fstat may never return
             return os.fstat(fd).st_ino == slab.mark
         except OSError:
             return False

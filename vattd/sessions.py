@@ -141,7 +141,7 @@ class Sessions:
 
     def welcome(self, connection: HandleConnection) -> None:
         """Hand out the connection's token."""
-        connection.wants = self._recovery.wants
+        connection.slabs = self._recovery
         self._waiting[connection.token] = connection
         connection.welcome(self._incarnation)
 

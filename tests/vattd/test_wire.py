@@ -319,6 +319,28 @@ def test_descriptors_sent_to_vattd_are_not_kept(vattd: Vattd, engine: RawEngine)
     assert len(os.listdir(f"/proc/{vattd.pid}/fd")) <= before + 1
 
 
+@pytest.mark.parametrize("packet", [b"", pb.HandlePull(offered_zones=[1] * 100).SerializeToString(), b"\xff"])
+def test_descriptors_sent_before_attach_are_not_kept(vattd: Vattd, packet: bytes) -> None:
+    before = len(os.listdir(f"/proc/{vattd.pid}/fd"))
+    for _ in range(20):
+        handles = HandleSocket(vattd.sockets)
+        socket.send_fds(handles.socket, [packet], [0] * 100)
+        handles.receive_or_end()
+        handles.close()
+    assert len(os.listdir(f"/proc/{vattd.pid}/fd")) <= before + 4
+
+
+@pytest.mark.parametrize("method", [method.name for method in pb.DESCRIPTOR.services_by_name["EngineService"].methods])
+def test_bytes_that_are_no_message_are_refused_by_name_and_leave_no_trace_in_the_log(vattd: Vattd, method: str) -> None:
+    before = len(vattd.log)
+    with grpc.insecure_channel(f"unix:{vattd.sockets.engine}") as channel:
+        call: Any = channel.unary_stream(f"/vatt.v1.EngineService/{method}")
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call(b"\xff" * 20, timeout=20))
+    assert reason_of(caught.value) == "INVALID_REQUEST"
+    assert len(vattd.log) == before
+
+
 def test_a_pull_before_attach_is_refused(vattd: Vattd) -> None:
     handles = HandleSocket(vattd.sockets)
     assert handles.pull([pb.PageRun(page_count=1)])[0].error.reason == "INVALID_REQUEST"
