@@ -16,3 +16,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-seed", type=int, default=20261125, help="Of the random blows.")
     parser.addoption("--kills", type=int, default=12, help="How many engines are killed on each backend.")
     parser.addoption("--handovers", type=int, default=40, help="How often a pool goes from engine to engine.")
+    parser.addoption("--hostile-inputs", type=int, default=3000, help="Hostile inputs sent to vattd on each backend.")
+    parser.addoption("--hostile-seed", type=int, default=20261126, help="Of the hostile inputs.")
