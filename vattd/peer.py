@@ -61,9 +61,11 @@ def peer_of_pid(pid: int, uid: int, start_ticks: int) -> Peer | None:
     """The process that had this pid, and began then, if it still lives. Raises SystemLimit."""
     try:
         pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the latter: never a pid at all
         return None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # 0
+            return None
         raise SystemLimit(f"cannot watch process {pid}: {error}") from error
     peer = Peer(pid, uid, frozenset(), pidfd)
     # While the pidfd says that it lives, the pid is its own.

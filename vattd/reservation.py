@@ -15,6 +15,10 @@ from vatt.protocol import MAX_WEIGHT
 from vatt.sizes import format_size
 from vattd.guarantee import Access, Guarantee, MinMode
 
+# What a file says must fit the wire.
+_PAST_ALL = 1 << 62
+_LATEST_S = 253_402_300_799.0  # the end of the year 9999, as of a Timestamp
+
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
@@ -74,13 +78,13 @@ class Reservation:
         fields = dict(plain)
         access = Access(_ids(fields.pop("uids")), _ids(fields.pop("gids")))
         reservation = cls(access=access, mode=MinMode(fields.pop("mode")), **fields)
-        numbers = (reservation.min_bytes, reservation.weight, reservation.revision)
-        if any(type(number) is not int for number in numbers):
+        max_bytes = reservation.max_bytes or 0
+        numbers = (reservation.min_bytes, max_bytes, reservation.weight, reservation.revision)
+        if any(type(number) is not int or not 0 <= number < _PAST_ALL for number in numbers):
             raise TypeError(f"not whole numbers: {numbers}")
-        if type(reservation.max_bytes) is not int and reservation.max_bytes is not None:
-            raise TypeError(f"not a whole number: {reservation.max_bytes}")
-        if reservation.until_s is not None and not isinstance(reservation.until_s, (int, float)):
-            raise TypeError(f"not a time: {reservation.until_s}")
+        until_s = reservation.until_s
+        if until_s is not None and (type(until_s) not in (int, float) or not 0 <= until_s <= _LATEST_S):
+            raise TypeError(f"not a time: {until_s}")
         return reservation
 
 
@@ -101,6 +105,6 @@ def check_all(reservations: Mapping[str, Reservation], page_size_bytes: int, poo
 
 
 def _ids(numbers: Any) -> frozenset[int]:
-    if not isinstance(numbers, list) or any(type(number) is not int or number < 0 for number in numbers):
+    if not isinstance(numbers, list) or any(type(number) is not int or not 0 <= number < 1 << 32 for number in numbers):
         raise TypeError(f"not a list of ids: {numbers!r}")
     return frozenset(numbers)

@@ -57,7 +57,7 @@ class StateFile:
             raise self._unreadable(error) from error
         try:
             return _parse(json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise self._unreadable(error) from error
 
     def write(self, state: State) -> None:

@@ -37,7 +37,7 @@ def read_tenants(path: Path, pool_bytes: int, page_size_bytes: int, own_uid: int
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"{path} is not TOML: {error}") from error
     try:
         reservations = _parse(document, pool_bytes, page_size_bytes, own_uid)

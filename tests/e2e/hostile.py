@@ -260,7 +260,10 @@ class HostileClient:
         finally:
             for fd in fds:
                 os.close(fd)
-        answer, got, _, _ = socket.recv_fds(handles.socket, MAX_HANDLE_PACKET_BYTES, MAX_FDS_PER_PACKET)
+        try:
+            answer, got, _, _ = socket.recv_fds(handles.socket, MAX_HANDLE_PACKET_BYTES, MAX_FDS_PER_PACKET)
+        except ConnectionResetError:  # it was closed before our packet was read
+            return False
         for fd in got:
             os.close(fd)
         if not answer:
