@@ -56,6 +56,7 @@ class HostPhysical:
         self.device = HOST
         self.page_size_bytes = page_size_bytes
         self._slabs: dict[int, int] = {}  # fd by zone
+        self._adopted: set[int] = set()  # zones of an earlier vattd's
         self._created = ExtentSet()
         self._closed = False
 
@@ -80,6 +81,8 @@ class HostPhysical:
         self._check_created(extent, "destroy")
         os_call("fallocate", libc.punch, *self._range(extent))
         self._created.remove(extent)
+        if extent.zone not in self._adopted:  # in an earlier vattd's, pages may be held that we do not know of yet
+            self._drop_strays(extent.zone)
 
     def scrub(self, extent: Extent) -> None:
         """Zeros are written over the old bytes, in the place where they are."""
@@ -122,6 +125,7 @@ class HostPhysical:
         if not is_slab(fd, slab_size_bytes(self.page_size_bytes), mark):
             raise InvalidRequest(f"descriptor {fd} is not the slab of zone {zone}")
         self._slabs[zone] = os_call("dup", os.dup, fd)
+        self._adopted.add(zone)
 
     def inherit(self, extent: Extent) -> None:
         if extent.zone not in self._slabs or self._created.overlaps(extent):
@@ -152,6 +156,16 @@ class HostPhysical:
     def _range(self, extent: Extent) -> tuple[int, int, int]:
         """Slab, offset and size of created pages."""
         return self._slabs[extent.zone], extent.index * self.page_size_bytes, extent.page_count * self.page_size_bytes
+
+    def _drop_strays(self, zone: int) -> None:
+        """Whoever has a slab can put memory where no page is. It would stay as long as the slab."""
+        slab = self._slabs[zone]
+        gaps = list(self._created.gaps(Extent(zone * ZONE_PAGES, ZONE_PAGES)))
+        created_pages = ZONE_PAGES - sum(gap.page_count for gap in gaps)
+        if os.fstat(slab).st_blocks * 512 > created_pages * self.page_size_bytes:
+            for gap in gaps:
+                offset_bytes = gap.index * self.page_size_bytes
+                os_call("fallocate", libc.punch, slab, offset_bytes, gap.page_count * self.page_size_bytes)
 
     def _check_created(self, extent: Extent, call: str) -> None:
         if not self._created.covers(extent):
