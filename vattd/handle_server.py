@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 4096
 # As many as a process may have sessions, and some that are on their way.
 MAX_CONNECTIONS_PER_PROCESS = 80
+# A user's processes together leave room for others'; those that have not attached yet hold theirs for a minute.
+MAX_CONNECTIONS_PER_USER = 1280
+MAX_UNATTACHED_PER_USER = 256
 # After the process ran out of file descriptors, try to accept again this much later.
 ACCEPT_RETRY_S = 0.1
 
@@ -79,6 +82,13 @@ class HandleServer:
         of_peer = sum(connection.peer.pid == peer.pid for connection in self._connections)
         if max(of_peer, self._sessions.count_of(peer.pid)) >= MAX_CONNECTIONS_PER_PROCESS:
             raise VattError(f"this process has {MAX_CONNECTIONS_PER_PROCESS} connections already, the most it can")
+        of_user = [connection for connection in self._connections if connection.peer.uid == peer.uid]
+        if len(of_user) >= MAX_CONNECTIONS_PER_USER:
+            raise VattError(f"uid {peer.uid} has {MAX_CONNECTIONS_PER_USER} connections already, the most it can")
+        if sum(connection.source is None for connection in of_user) >= MAX_UNATTACHED_PER_USER:
+            raise VattError(
+                f"uid {peer.uid} has {MAX_UNATTACHED_PER_USER} connections that have not attached, the most it can"
+            )
         if max(len(self._connections), len(self._sessions)) >= MAX_CONNECTIONS:
             raise VattError(f"{MAX_CONNECTIONS} connections are open already, the most there can be")
 

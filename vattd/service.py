@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from vatt.errors import InvalidRequest, VattError
+from vatt.errors import InvalidRequest, SessionUnknown, VattError
 from vatt.pages import LedgerBug
 from vatt.protocol import MAX_PAGES_PER_LEASE, MAX_RUNS_PER_MESSAGE, MAX_USAGE_BYTES
 from vatt.usage import Usage
@@ -22,6 +22,7 @@ from vattd.messages import device_message, seconds
 from vattd.methods import check_well_formed
 from vattd.page_run import PageRun
 from vattd.pool import Pool
+from vattd.rates import ATTACH_WEIGHT, OF_SESSION, OF_USER, RUNS_A_MESSAGE, STRANGERS, Rates
 from vattd.sessions import Attachment, EngineSession, Sessions
 from vattd.status_codes import abort
 from vattd.wish import Purpose, Wish
@@ -73,6 +74,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
 
     def __init__(self, sessions: Sessions, pool: Pool, driver: PhysicalDriver, incarnation: int) -> None:
         self._sessions, self.pool, self._driver, self._incarnation = sessions, pool, driver, incarnation
+        self._each, self._users = Rates(OF_SESSION), Rates(OF_USER)
 
     async def Attach(  # noqa: N802 - gRPC's names
         self, request: pb.AttachRequest, context: Context
@@ -101,6 +103,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
 
     @rpc
     async def _attach(self, request: pb.AttachRequest, context: Context) -> Attachment:
+        await self._wait_turn(self._users.delay_s(STRANGERS, asyncio.get_running_loop().time(), ATTACH_WEIGHT))
         # What is begun is finished, whether the engine still waits for it or not.
         attaching = asyncio.ensure_future(self._sessions.attach(request, time.time()))
         try:
@@ -109,6 +112,25 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
             attaching.add_done_callback(self._fence_unheard)
             raise
 
+    async def _session_of(self, key: pb.SessionKey, weight: float = 1.0) -> EngineSession:
+        """Raises SessionUnknown. Who speaks too fast waits here."""
+        now_s = asyncio.get_running_loop().time()
+        try:
+            session = self._sessions.find(key)
+        except SessionUnknown:
+            await self._wait_turn(self._users.delay_s(STRANGERS, now_s, weight))
+            raise
+        of_session = self._each.delay_s(session.session_id, now_s, weight)
+        delay_s = max(of_session, self._users.delay_s(session.peer.uid, now_s, weight))
+        if delay_s:
+            await self._wait_turn(delay_s)
+            return self._sessions.find(key)  # it may have ended meanwhile
+        return session
+
+    async def _wait_turn(self, delay_s: float) -> None:
+        if delay_s:
+            await asyncio.sleep(delay_s)
+
     def _fence_unheard(self, attaching: asyncio.Future[Attachment]) -> None:
         """The engine broke off before it was answered."""
         if attaching.exception() is None:
@@ -116,7 +138,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
 
     @rpc
     async def LeasePages(self, request: pb.LeasePagesRequest, context: Context) -> pb.LeasePagesResponse:  # noqa: N802
-        session = self._sessions.find(request.key)
+        session = await self._session_of(request.key)
         wish = _parse_wish(session.session_id, request, asyncio.get_running_loop().time())
         session.check_may_lease(is_repeat=self.pool.ledger.remembers(session.session_id, wish.request_id))
         runs = await self.pool.lease(wish)
@@ -124,13 +146,13 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
 
     @rpc
     async def CancelLease(self, request: pb.CancelLeaseRequest, context: Context) -> pb.CancelLeaseResponse:  # noqa: N802
-        session = self._sessions.find(request.key)
+        session = await self._session_of(request.key)
         _check_request_id(request.request_id)
         return pb.CancelLeaseResponse(returned_pages=self.pool.cancel(session.session_id, request.request_id))
 
     @rpc
     async def ReturnPages(self, request: pb.ReturnPagesRequest, context: Context) -> pb.ReturnPagesResponse:  # noqa: N802
-        session = self._sessions.find(request.key)
+        session = await self._session_of(request.key, weight=1 + len(request.runs) / RUNS_A_MESSAGE)
         if len(request.runs) > MAX_RUNS_PER_MESSAGE:
             raise InvalidRequest(f"at most {MAX_RUNS_PER_MESSAGE} runs at a time, not {len(request.runs)}")
         runs = [parse_run(run) for run in request.runs]
@@ -140,19 +162,19 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
 
     @rpc
     async def AnswerReclaim(self, request: pb.AnswerReclaimRequest, context: Context) -> pb.AnswerReclaimResponse:  # noqa: N802
-        session = self._sessions.find(request.key)
+        session = await self._session_of(request.key)
         self.pool.answer_reclaim(session.session_id, request.reclaim_id)
         return pb.AnswerReclaimResponse()
 
     @rpc
     async def ReportUsage(self, request: pb.ReportUsageRequest, context: Context) -> pb.ReportUsageResponse:  # noqa: N802
-        session = self._sessions.find(request.key)
+        session = await self._session_of(request.key)
         self.pool.report_usage(session.session_id, _parse_usage(request))
         return pb.ReportUsageResponse()
 
     @rpc
     async def Detach(self, request: pb.DetachRequest, context: Context) -> pb.DetachResponse:  # noqa: N802
-        session = self._sessions.find(request.key)
+        session = await self._session_of(request.key)
         return pb.DetachResponse(returned_pages=self._sessions.end(session, unmapped=True, cause="it detached"))
 
     def _leased(self, run: PageRun) -> pb.LeasedRun:

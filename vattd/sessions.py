@@ -52,6 +52,9 @@ DISPUTED = pb.Notice(
 MAX_CLIENT_NAME = 256
 # An engine needs one a device; each costs descriptors of the daemon's.
 MAX_SESSIONS_PER_PROCESS = 64
+# So that one user or tenant cannot take all places there are; and a user's tenants are as many at most.
+MAX_SESSIONS_PER_USER = 1024
+MAX_SESSIONS_PER_TENANT = 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -297,6 +300,7 @@ class Sessions:
     ) -> EngineSession:
         if self.count_of(connection.peer.pid) >= MAX_SESSIONS_PER_PROCESS:
             raise InvalidRequest(f"a process has at most {MAX_SESSIONS_PER_PROCESS} sessions: detach some")
+        self._check_room(connection.peer.uid, request.tenant)
         peer, secret = connection.peer, secrets.token_bytes(16)
         facts = SessionFacts(
             session_id=f"{peer.pid}-{self._opened + 1}",
@@ -319,6 +323,13 @@ class Sessions:
         self._keep(session)
         log.info("session %s of %s attached: pid %d", session.session_id, session.tenant, session.peer.pid)
         return session
+
+    def _check_room(self, uid: int, tenant: str) -> None:
+        """For a new session. Raises InvalidRequest."""
+        if sum(session.peer.uid == uid for session in self._sessions.values()) >= MAX_SESSIONS_PER_USER:
+            raise InvalidRequest(f"uid {uid} has {MAX_SESSIONS_PER_USER} sessions, the most it can")
+        if sum(session.tenant == tenant for session in self._sessions.values()) >= MAX_SESSIONS_PER_TENANT:
+            raise InvalidRequest(f"tenant {tenant} has {MAX_SESSIONS_PER_TENANT} sessions, the most it can")
 
     def _keep(self, session: EngineSession) -> None:
         self._sessions[session.session_id] = session
