@@ -12,6 +12,11 @@ SOAK_BACK_WITHIN_S ?= 0.1
 # From engine to engine of two tenants, for each backend and each way to scrub: about 5 ms each.
 SOAK_HANDOVERS ?= 10000
 
+# Of `make chaos`: on each backend.
+CHAOS_KILLS ?= 1000
+CHAOS_VATTD_KILLS ?= 100
+CHAOS_INPUTS ?= 100000
+
 # Random steps of the policy, in virtual time.
 SOAK_POLICY_STEPS ?= 1000000
 
@@ -35,7 +40,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo run test soak bench decode replay study stubs clean
+.PHONY: help venv demo run test soak chaos bench decode replay study stubs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +64,10 @@ soak: $(STAMP) ## the long form of the random tests: a million steps of the poli
 	$(BIN)/python -m pytest -q -s --timeout 900 tests/e2e \
 		--seconds $(SOAK_SECONDS) --kills $(SOAK_KILLS) --back-within-s $(SOAK_BACK_WITHIN_S) \
 		--handovers $(SOAK_HANDOVERS)
+
+chaos: $(STAMP) ## engines and vattd killed at random, 1,000 and 100 times; 100,000 hostile inputs
+	$(BIN)/python -m pytest -q -s --timeout 7200 tests/e2e/test_chaos.py tests/e2e/test_hostile_inputs.py \
+		--kills $(CHAOS_KILLS) --vattd-kills $(CHAOS_VATTD_KILLS) --hostile-inputs $(CHAOS_INPUTS)
 
 bench: $(STAMP) ## what the daemon and a step of the library cost on this machine
 	@$(BIN)/python -m benchmarks.daemon
