@@ -22,7 +22,7 @@ from vattd.messages import device_message, seconds
 from vattd.methods import check_well_formed
 from vattd.page_run import PageRun
 from vattd.pool import Pool
-from vattd.rates import ATTACH_WEIGHT, OF_SESSION, OF_USER, RUNS_A_MESSAGE, STRANGERS, Rates
+from vattd.rates import ATTACH_WEIGHT, OF_SESSION, OF_USER, RUNS_A_MESSAGE, STRANGERS, STRANGERS_WEIGHT, Rates
 from vattd.sessions import Attachment, EngineSession, Sessions
 from vattd.status_codes import abort
 from vattd.wish import Purpose, Wish
@@ -118,7 +118,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
         try:
             session = self._sessions.find(key)
         except SessionUnknown:
-            await self._wait_turn(self._users.delay_s(STRANGERS, now_s, weight))
+            await self._wait_turn(self._users.delay_s(STRANGERS, now_s, weight * STRANGERS_WEIGHT))
             raise
         of_session = self._each.delay_s(session.session_id, now_s, weight)
         delay_s = max(of_session, self._users.delay_s(session.peer.uid, now_s, weight))
