@@ -5,6 +5,8 @@
 #include "cuda_abi.h"
 #include "world.h"
 
+enum needs { ALWAYS, INIT, WORK };
+
 struct process {
     struct world world;
     struct process_file *file; /* NULL: no world, so no device */
@@ -16,6 +18,7 @@ struct process {
 };
 
 extern struct process process;
+extern const enum needs call_needs[CALL_COUNT];
 
 /* Every entry point is `return CALL(cuName, implementation(...));`. */
 #define CALL(name, result) leave(CALL_##name, enter(CALL_##name) ?: (result))
