@@ -68,7 +68,7 @@ def test_after_a_sticky_code_all_work_of_that_process_fails_with_it(world: World
     with Guest(world, snippet) as guest:
         assert guest.hear() == "True"
         assert world.allocation_count() == 1
-    assert world.allocation_count() == 0
+    assert world.allocation_count() == world.refused() == 0
     assert run(world, "ok(cu.cuInit(0)); create()").returncode == 0
 
 

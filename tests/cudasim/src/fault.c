@@ -74,6 +74,7 @@ CUresult fault_meet(enum call call)
     if (due.is_sticky) {
         process_lock();
         work_fault((CUresult)due.code);
+        process.lost_on_demand = true;
         process_unlock();
     }
     return (CUresult)due.code;

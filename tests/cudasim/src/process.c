@@ -95,7 +95,12 @@ CUresult enter(enum call call)
     if (failed_on_demand) {
         return failed_on_demand;
     }
-    return call_needs[call] == WORK ? (CUresult)__atomic_load_n(&process.sticky, __ATOMIC_RELAXED) : CUDA_SUCCESS;
+    CUresult sticky = (CUresult)__atomic_load_n(&process.sticky, __ATOMIC_RELAXED);
+    if (call_needs[call] != WORK || !sticky) {
+        return CUDA_SUCCESS;
+    }
+    failed_on_demand = process.lost_on_demand ? sticky : CUDA_SUCCESS;
+    return sticky;
 }
 
 CUresult leave(enum call call, CUresult result)

@@ -14,6 +14,7 @@ struct process {
     int pid;
     bool initialized;
     int sticky;            /* the CUresult that ends all work in this process, or 0 */
+    bool lost_on_demand;   /* because a test ordered it: that calls fail is nobody's misuse */
     pthread_mutex_t mutex; /* guards handles, address space and contexts; taken before the world's lock */
 };
 
