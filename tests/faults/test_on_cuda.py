@@ -14,7 +14,7 @@ from tests.cudasim import MIB, World
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["test_drivers.py"])
+@pytest.mark.parametrize("name", ["test_drivers.py", "test_pool.py"])
 def test_every_call_into_libcuda_may_fail(name: str) -> None:
     run_in_a_world([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / name)])
 
