@@ -14,9 +14,9 @@ from tests.cudasim import MIB, World
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["test_drivers.py", "test_pool.py"])
+@pytest.mark.parametrize("name", ["test_drivers.py", "test_pool.py", "test_client.py"])
 def test_every_call_into_libcuda_may_fail(name: str) -> None:
-    run_in_a_world([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / name)])
+    run_in_a_world([sys.executable, "-m", "pytest", "-q", "--timeout=60", "-p", "no:cacheprovider", str(HERE / name)])
 
 
 def test_a_device_may_be_lost_at_every_call_into_libcuda() -> None:
@@ -32,7 +32,7 @@ def run_in_a_world(command: list[str]) -> str:
             env={**os.environ, **world.env(), "VATTD_TEST_CUDA": "1"},
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=120,
         )
         assert child.returncode == 0, f"\n{child.stdout}{child.stderr}"
         assert not {name: count for name, count in world.counters().items() if count.refused}
