@@ -211,7 +211,8 @@ def lease_in_parts(session: Session, monkeypatch: pytest.MonkeyPatch, *, parts: 
 def test_what_an_undone_lease_cannot_give_back_is_leased_next(
     session: Session, vattd_socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release, refused = session.mapper.release, []
+    release = session.mapper.release
+    refused: list[Extent] = []
 
     def refuse_first(extent: Extent) -> None:
         if not refused:
