@@ -123,6 +123,14 @@ def shrinking(session: Session) -> Iterator[Act]:
 
 
 @contextmanager
+def letting_a_finished_slot_go(session: Session) -> Iterator[Act]:
+    with caching(session) as cache:
+        cache.grow(0, 4 * CHUNK)
+        cache.free_slot(0)
+        yield cache.release_idle
+
+
+@contextmanager
 def forking(session: Session) -> Iterator[Act]:
     with caching(session) as cache:
         cache.grow(0, 2 * CHUNK + 1)
@@ -143,6 +151,7 @@ OPERATIONS: list[Operation] = [
     stepping,
     acquiring_and_growing_many,
     shrinking,
+    letting_a_finished_slot_go,
     forking,
     admitting,
 ]

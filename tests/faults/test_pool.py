@@ -145,6 +145,7 @@ def test_a_driver_call_that_fails_leaves_the_ledger_and_the_driver_in_step(
     story: Story, code: str, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workshop, "RETRY_S", 0.002)
+    monkeypatch.setattr(workshop, "BACKGROUND_SLICE_BYTES", workshop.URGENT_SLICE_BYTES)  # several pages at a time
 
     async def one(at: int) -> bool:
         fds_before, kept_before = open_fds(), kept_by_the_kernel()
