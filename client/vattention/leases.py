@@ -21,6 +21,10 @@ from vattention.page_source import LeasePurpose, check_wait
 from vattention.returns import StillHeld
 
 
+class StaleGrant(SessionFenced):
+    """The session is back, at another vattd than the one that granted these pages: ask that one."""
+
+
 class Leases:
     """Leases and returns pages, which the mapper then has or has no more. Thread-safe.
 
@@ -150,7 +154,7 @@ class Leases:
         """What a vattd granted whose end came before its pages could be claimed is nobody's."""
         incarnation = self._connection.attached.incarnation
         if any(run.generation >> GENERATION_BITS != incarnation for run in runs):
-            raise SessionFenced("the pages were granted by a vattd that has ended since")
+            raise StaleGrant("the pages were granted by a vattd that has ended since")
 
 
 def _page_runs(extent: Extent, generation_of: Mapping[int, int]) -> Iterator[vatt_pb2.PageRun]:
