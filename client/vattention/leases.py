@@ -22,6 +22,10 @@ from vattention.returns import StillHeld, still_held
 from vattention.vmm.driver import NotReleased
 
 
+class StaleGrant(SessionFenced):
+    """The session is back, at another vattd than the one that granted these pages: ask that one."""
+
+
 class Leases:
     """Leases and returns pages, which the mapper then has or has no more. Thread-safe.
 
@@ -177,7 +181,7 @@ class Leases:
         """What a vattd granted whose end came before its pages could be claimed is nobody's."""
         incarnation = self._connection.attached.incarnation
         if any(run.generation >> GENERATION_BITS != incarnation for run in runs):
-            raise SessionFenced("the pages were granted by a vattd that has ended since")
+            raise StaleGrant("the pages were granted by a vattd that has ended since")
 
 
 def _gone(extent: Extent, refusal: DriverError) -> list[Extent]:

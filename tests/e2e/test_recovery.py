@@ -152,8 +152,8 @@ def test_vattd_is_replaced_while_engines_serve(rig: Callable[..., Rig]) -> None:
         there.vattd.start("--replace")
         assert first.wait(WITHIN_S) == 0
         assert there.vattd.status().daemon.pid != first.pid
+        until(lambda: there.vattd.status().daemon.recovered_sessions_total == 1, WITHIN_S, "it is not back")
         until_all_go_on(engines)
-        assert there.vattd.status().daemon.recovered_sessions_total == 1
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class Worker:
         if free and self.random.random() < 0.6:
             try:
                 self.grow(row, self.random.randint(1, free))
-            except PoolExhausted:
+            except (PoolExhausted, DaemonUnreachable):  # the latter on a machine so busy that vattd is late
                 self.refused += 1
                 self.empty(self.random.randrange(SLOTS))
                 return "refused"
