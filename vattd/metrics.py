@@ -58,6 +58,8 @@ def _pool_metrics(snapshot: Snapshot, pool: Pool) -> Iterator[Metric]:
     )
     is_short = pool.shortage is not None
     yield GaugeMetricFamily("vattd_device_short", "1 while the device gives no more memory, else 0.", value=is_short)
+    text = "1 once the device is lost: nothing is lent any more, and vattd ends."
+    yield GaugeMetricFamily("vattd_device_lost", text, value=pool.device_lost)
     yield GaugeMetricFamily("vattd_draining", "1 while an operator has vattd drained, else 0.", value=pool.draining)
     if pool.context_bytes is not None:
         yield GaugeMetricFamily(

@@ -84,6 +84,8 @@ class Pool:
         self._changed = asyncio.Event()
         self._calm = asyncio.Event()  # nobody is expected to give back what an operator asked for
         self._refusal: VattError | None = None  # set when nothing is lent any more
+        self._is_broken = False
+        self.device_lost = False  # nothing on it can be used any more: vattd is about to end
 
     # What sessions ask for
 
@@ -192,12 +194,16 @@ class Pool:
         self._changed.set()
 
     async def shrink(self) -> int:
-        """Give all idle memory back to the device, but for the pool's minimum and hard mins. Returns the page count."""
+        """Give all idle memory back to the device, but for the pool's minimum and hard mins. Returns the page count.
+
+        Raises DeviceLost: then some of it may be back."""
+        self._check_sound()
         before = self._stock.destroyed_total
         shrunk = asyncio.Event()
         self._upkeep.shrink(shrunk.set)
         self._changed.set()
         await shrunk.wait()
+        self._check_sound()
         return self._stock.destroyed_total - before
 
     async def ask_idle_back(self, wait_s: float) -> None:
@@ -246,10 +252,18 @@ class Pool:
         return self._workshop.shortage
 
     def broken(self, error: BaseException) -> None:
-        """A lost device, or a bug of ours: nothing may be lent any more."""
+        """A lost device, which every call may meet, or a bug of ours: nothing may be lent any more."""
+        if self._is_broken:
+            return
+        self._is_broken, self.device_lost = True, isinstance(error, DeviceLost)
         log.critical("vattd stops lending: %s", error, exc_info=error)
         self.stop_lending(error if isinstance(error, DeviceLost) else VattError(f"vattd is broken: {error}"))
+        self._upkeep.rested()  # a shrinking will get no further
         self._on_broken(error)
+
+    def _check_sound(self) -> None:
+        if self._is_broken and self._refusal is not None:
+            raise self._refusal
 
     def stop_lending(self, refusal: VattError) -> None:
         """Refuse every lease from now on with this error, those that wait too. The first such error stays."""

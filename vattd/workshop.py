@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vatt.errors import DeviceLost, OutOfMemory, VattError
-from vatt.pages import Extent
+from vatt.pages import Extent, extents_of
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.page_notes import NoNotes, PageNotes
 from vattd.stock import Shelf, Stock
-from vattention.vmm.driver import PhysicalDriver
+from vattention.vmm.driver import NotReleased, PhysicalDriver
 
 log = logging.getLogger(__name__)
 
@@ -110,14 +110,25 @@ class Workshop:
         return self._scrub_slice(self._stock.begin_scrub_returned(self._background_pages), Urgency.BACKGROUND)
 
     async def do(self, work: Slice, now: Callable[[], float]) -> None:
-        """Make the slice's driver calls. What a failed call was for goes where `fail` says. Raises DeviceLost."""
-        for extent in work.extents:
+        """Make the slice's driver calls. What a failed call was for goes where `fail` says. Raises DeviceLost: then all
+        that was not done goes there."""
+        for number, extent in enumerate(work.extents):
             try:
-                self._notes.backed(extent.zone)
+                if work.call == self._driver.create:  # elsewhere the notes know of no fewer pages than there are
+                    self._notes.backed(extent.zone)
                 await self._thread.run(work.urgency, work.call, extent)
             except DeviceLost:
-                work.fail(extent)
+                for undone in work.extents[number:]:
+                    work.fail(undone)
                 raise
+            except NotReleased as error:
+                for kept in error.extents:
+                    work.fail(kept)
+                kept_ids = {page_id for kept in error.extents for page_id in kept.page_ids}
+                for gone in extents_of(set(extent.page_ids) - kept_ids):
+                    work.finish(gone)
+                self._note_quietly(extent.zone)
+                self._failed(work, extent, error, now())
             except VattError as error:
                 work.fail(extent)
                 self._note_quietly(extent.zone)

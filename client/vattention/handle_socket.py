@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError, Message
 from vatt.errors import DaemonUnreachable, SystemLimit, VattError, from_wire
 from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES
 from vatt.v1 import vatt_pb2
+from vattention.vmm.limits import open_fd_count
 
 TIMEOUT_S = 10.0
 # Descriptors left to the rest of the process when we open many.
@@ -144,7 +145,7 @@ def room_for_fds() -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = MAX_FDS_PER_PACKET
     if limit != resource.RLIM_INFINITY:
-        room = min(room, limit - len(os.listdir("/proc/self/fd")) - _SPARE_FDS)
+        room = min(room, limit - open_fd_count() - _SPARE_FDS)
     if room < 1:
         raise SystemLimit(f"no file descriptors left to receive pages with: {_limit_text()}")
     return room

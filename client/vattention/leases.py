@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from itertools import groupby
 
 from vatt.errors import DriverError, InvalidRequest, LimitExceeded, PoolExhausted, SessionFenced, VattError
-from vatt.pages import Extent, extents_of
+from vatt.pages import Extent, FreeExtents, extents_of, page_count_of
 from vatt.protocol import GENERATION_BITS
 from vatt.v1 import vatt_pb2
 from vattention.connection import Claims, Connection
@@ -18,13 +18,20 @@ from vattention.integers import as_integer
 from vattention.mapper import Mapper
 from vattention.page_import import GrantedRun, import_runs
 from vattention.page_source import LeasePurpose, check_wait
-from vattention.returns import StillHeld
+from vattention.returns import StillHeld, still_held
+from vattention.vmm.driver import NotReleased
+
+
+class StaleGrant(SessionFenced):
+    """The session is back, at another vattd than the one that granted these pages: ask that one."""
 
 
 class Leases:
     """Leases and returns pages, which the mapper then has or has no more. Thread-safe.
 
-    Invariant: `_generation_of` holds exactly the pages that are leased and imported, by page id.
+    Invariants: `_generation_of` holds exactly the pages that are leased and imported, by page id. `_left` are those of
+    them that are in nobody's hands, since the driver did not let go of them when a lease was undone: whoever leases
+    next gets them first.
     """
 
     def __init__(self, connection: Connection, client: EngineClient, mapper: Mapper) -> None:
@@ -37,6 +44,7 @@ class Leases:
         # While pages are let go of they are neither held nor returned yet: nothing is claimed then.
         self._releasing = threading.Lock()
         self._generation_of: dict[int, int] = {}
+        self._left = FreeExtents()
 
     @property
     def page_count(self) -> int:
@@ -53,9 +61,10 @@ class Leases:
             raise InvalidRequest("only a lease to ADMIT may wait")
         least = min_page_count or page_count
         deadline_s = time.monotonic() + wait_s  # for all parts together
-        held: list[Extent] = []
-        held_count = 0
         with ExitStack() as undo:
+            held = self._take_left(page_count)
+            undo.callback(self._put_away, held)
+            held_count = page_count_of(held)
             # One request may ask for so many pages at most; the rest is asked for in further ones.
             while held_count < page_count:
                 ask = min(page_count - held_count, self._connection.attached.max_pages_per_lease)
@@ -69,9 +78,9 @@ class Leases:
                         raise LimitExceeded(least, error.limit_pages) from error
                     raise
                 extents = self._take_in(grant, ask)
-                undo.callback(self.give_back, extents)
-                held += extents
-                granted = sum(extent.page_count for extent in extents)
+                undo.callback(self._give_back_or_leave, extents)
+                held = [*held, *extents]
+                granted = page_count_of(extents)
                 held_count += granted
                 if granted < ask:
                     break
@@ -88,21 +97,42 @@ class Leases:
                 generation_of = self._take_out(extents)
                 try:
                     for extent in extents_of(generation_of):
+                        gone = [extent]
                         try:
                             self._mapper.release(extent)
                         except DriverError as error:  # the others may go all the same
                             refusal = refusal or error
-                            continue
-                        released += _page_runs(extent, generation_of)
-                        for page_id in extent.page_ids:
-                            del generation_of[page_id]
+                            gone = _gone(extent, error)
+                        for part in gone:
+                            released += _page_runs(part, generation_of)
+                            for page_id in part.page_ids:
+                                del generation_of[page_id]
                 finally:
                     with self._lock:
                         self._generation_of.update(generation_of)  # what was not released stays held
         finally:
             self._client.return_pages(released)
         if refusal is not None:
-            raise StillHeld(extents_of(generation_of), refusal) from refusal
+            raise still_held(extents_of(generation_of), refusal) from refusal
+
+    def _give_back_or_leave(self, extents: Sequence[Extent]) -> None:
+        """Undo a part of a lease, which fails for a reason of its own."""
+        try:
+            self.give_back(extents)
+        except StillHeld as refused:
+            self._put_away(refused.extents)
+
+    def _take_left(self, page_count: int) -> list[Extent]:
+        with self._lock:
+            taken = self._left.take(page_count)
+            # One may have gone back since: whoever had it before it was left may say once more that it goes.
+            return extents_of(page for extent in taken for page in extent.page_ids if page in self._generation_of)
+
+    def _put_away(self, extents: Sequence[Extent]) -> None:
+        """Keep pages for whoever leases next."""
+        with self._lock:
+            for extent in extents:
+                self._left.give_back(extent)
 
     def resume(self) -> None:
         """Have the connection re-attach, and claim what is held, while no page is being imported or let go of."""
@@ -128,6 +158,7 @@ class Leases:
     def forget(self) -> None:
         """Nothing is held any more: vattd has been told so, and the mapper is closed."""
         self._generation_of.clear()
+        self._left = FreeExtents()
 
     def _take_in(self, grant: Grant, asked_pages: int) -> list[Extent]:
         """Import what was granted, or cancel the grant."""
@@ -150,7 +181,16 @@ class Leases:
         """What a vattd granted whose end came before its pages could be claimed is nobody's."""
         incarnation = self._connection.attached.incarnation
         if any(run.generation >> GENERATION_BITS != incarnation for run in runs):
-            raise SessionFenced("the pages were granted by a vattd that has ended since")
+            raise StaleGrant("the pages were granted by a vattd that has ended since")
+
+
+def _gone(extent: Extent, refusal: DriverError) -> list[Extent]:
+    """What the driver let go of although it refused to let go of all. Of a lost device's pages none may be used again,
+    so it does not matter which those are."""
+    if not isinstance(refusal, NotReleased):
+        return []
+    kept_ids = {page_id for kept in refusal.extents for page_id in kept.page_ids}
+    return extents_of(set(extent.page_ids) - kept_ids)
 
 
 def _page_runs(extent: Extent, generation_of: Mapping[int, int]) -> Iterator[vatt_pb2.PageRun]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from vatt.errors import Closed, DriverError, VattError
+from vatt.errors import Closed, DeviceLost, DriverError, VattError
 from vatt.pages import Extent, page_count_of
 
 
@@ -14,6 +14,16 @@ class StillHeld(DriverError):
     def __init__(self, extents: Sequence[Extent], refusal: DriverError) -> None:
         super().__init__(f"{page_count_of(extents)} pages stay leased: {refusal}", refusal.call, refusal.code)
         self.extents = list(extents)
+
+
+class LostWithPages(StillHeld, DeviceLost):
+    """The device is lost, and these pages with it: they stay leased until the process ends."""
+
+    reason = DeviceLost.reason
+
+
+def still_held(extents: Sequence[Extent], refusal: DriverError) -> StillHeld:
+    return (LostWithPages if isinstance(refusal, DeviceLost) else StillHeld)(extents, refusal)
 
 
 def give_back_or_keep(

@@ -33,7 +33,7 @@ from vattention.config import read_config
 from vattention.connection import Caller, Connection
 from vattention.engine_client import EngineClient
 from vattention.guarantee import Guarantee
-from vattention.leases import Leases
+from vattention.leases import Leases, StaleGrant
 from vattention.mapper import Mapper
 from vattention.page_cache import PageCache
 from vattention.page_source import LeasePurpose, check_wait
@@ -236,9 +236,9 @@ class Session:
                 left_s = max(0.0, began_s + wait_s - time.monotonic()) if wait_s else wait_s
                 try:
                     return self._leases.lease(page_count, min_page_count, purpose, left_s)
-                except (DaemonUnreachable, SessionFenced, ShuttingDown):
+                except (DaemonUnreachable, SessionFenced, ShuttingDown) as error:
                     # Nothing was leased, or it will be taken back: safe to ask again, if it is vattd that went away.
-                    is_outage = self._connection.stream.ends_within(OUTAGE_NOTICE_S)
+                    is_outage = isinstance(error, StaleGrant) or self._connection.stream.ends_within(OUTAGE_NOTICE_S)
                     if not is_outage or time.monotonic() >= patient_until_s:
                         raise
 

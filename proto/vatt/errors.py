@@ -214,9 +214,10 @@ class DeviceLost(DriverError):
 
 
 def _tree(root: type[VattError]) -> dict[str, type[VattError]]:
+    """By reason. A subclass without a reason of its own never travels: it is its parent to the other side."""
     found = {root.reason: root}
     for child in root.__subclasses__():
-        found.update(_tree(child))
+        found = {**_tree(child), **found}
     return found
 
 

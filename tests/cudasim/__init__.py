@@ -4,7 +4,8 @@ Programs under test run in subprocesses with `World.env()`; the test process nev
 See README.md.
 """
 
+from .faults import Faults, Holdings
 from .library import build
 from .world import LATENCIES_US, MIB, CallCount, World
 
-__all__ = ["LATENCIES_US", "MIB", "CallCount", "World", "build"]
+__all__ = ["LATENCIES_US", "MIB", "CallCount", "Faults", "Holdings", "World", "build"]

@@ -22,7 +22,7 @@ FLAGS = [
 ]
 
 SHARED_STATE = ["world.c", "physical.c"]
-DRIVER = ["entry.c", "process.c", "error.c", "device.c", "context.c", "handle.c", "allocation.c"]
+DRIVER = ["entry.c", "process.c", "fault.c", "error.c", "device.c", "context.c", "handle.c", "allocation.c"]
 WORK = ["work.c", "stream.c", "event.c", "kernel.c", "transfer.c"]
 ADDRESSES = ["reservation.c", "mapping.c", "ballast.c", "pointer.c"]
 LIBRARIES = {

@@ -37,7 +37,7 @@ def test_a_device_tells_its_facts() -> None:
             "HANDLE_TYPE_FABRIC_SUPPORTED", "GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED", "COMPUTE_CAPABILITY_MAJOR")])
         say([ok(cu.cuMemGetAllocationGranularity(prop(), kind)) for kind in cu.CUmemAllocationGranularity_flags])
         say(ok(cu.cuGetErrorName(cu.CUresult.CUDA_ERROR_OUT_OF_MEMORY)))
-        say(code(cu.cuGetErrorString(cu.CUresult(719))))
+        say(code(cu.cuGetErrorString(cu.CUresult(718))))
         """
         facts = ["1", "b'Tesla'", str(3 << 30), identity.hex, "[1, 1, 0, 0, 8]", str([PAGE, PAGE])]
         assert run(world, snippet).lines == [*facts, "b'CUDA_ERROR_OUT_OF_MEMORY'", "1"]

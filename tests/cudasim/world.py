@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from .faults import Faults
 from .library import build, default_directory
 
 MIB = 1 << 20
@@ -35,12 +36,14 @@ LATENCIES_US: Mapping[str, Mapping[str, float]] = {
 class CallCount:
     """How often one driver call was made, and how often it did not succeed.
 
-    `refused` is misuse; `exhausted` is OUT_OF_MEMORY, which a correct program may meet too.
+    `refused` is misuse; `exhausted` is OUT_OF_MEMORY, which a correct program may meet too; `injected` is what a test
+    made fail, and in neither of those.
     """
 
     calls: int = 0
     refused: int = 0
     exhausted: int = 0
+    injected: int = 0
 
 
 class World:
@@ -87,6 +90,7 @@ class World:
             for identity in uuids:
                 self._control.add_device(world, name, identity.bytes, memory_bytes)
             self._world = world
+            self.faults = self._control.faults(world)
             self.set_latencies(LATENCIES_US[latencies] if isinstance(latencies, str) else latencies)
             self._undo = undo.pop_all()
 
@@ -151,7 +155,7 @@ class _Control:
         library.cudasim_add_device.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64]
         library.cudasim_set_latency_ns.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64]
         library.cudasim_set_latency_ns.restype = None
-        library.cudasim_counters.argtypes = [ctypes.c_void_p, ctypes.c_int, *[ctypes.POINTER(ctypes.c_uint64)] * 3]
+        library.cudasim_counters.argtypes = [ctypes.c_void_p, ctypes.c_int, *[ctypes.POINTER(ctypes.c_uint64)] * 4]
         library.cudasim_counters.restype = None
         library.cudasim_used_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int]
         library.cudasim_used_bytes.restype = ctypes.c_uint64
@@ -175,13 +179,16 @@ class _Control:
         if self._library.cudasim_add_device(world, name.encode(), identity, memory_bytes):
             raise ValueError("too many devices")
 
+    def faults(self, world: int) -> Faults:
+        return Faults(self._library, world, self.call_names)
+
     def set_latency_ns(self, world: int, call: int, latency_ns: int) -> None:
         self._library.cudasim_set_latency_ns(world, call, latency_ns)
 
     def counters(self, world: int, pid: int | None) -> dict[str, CallCount]:
-        calls, refused, exhausted = ((ctypes.c_uint64 * len(self.call_names))() for _ in range(3))
-        self._library.cudasim_counters(world, pid or 0, calls, refused, exhausted)
-        return {name: CallCount(calls[i], refused[i], exhausted[i]) for i, name in enumerate(self.call_names)}
+        counts = [(ctypes.c_uint64 * len(self.call_names))() for _ in range(4)]
+        self._library.cudasim_counters(world, pid or 0, *counts)
+        return {name: CallCount(*(count[at] for count in counts)) for at, name in enumerate(self.call_names)}
 
     def used_bytes(self, world: int, device: int) -> int:
         return int(self._library.cudasim_used_bytes(world, device))

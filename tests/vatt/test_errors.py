@@ -18,3 +18,12 @@ def test_an_error_of_a_newer_daemon_is_still_an_error() -> None:
     assert type(received) is errors.VattError
     assert "so it goes" in str(received)
     assert type(errors.from_wire("POOL_EXHAUSTED", "no numbers", {})) is errors.VattError
+
+
+def test_an_error_that_never_travels_does_not_take_its_parents_place() -> None:
+    class AtHome(errors.DriverError):
+        def __init__(self, pages: int) -> None:
+            super().__init__(f"{pages} pages")
+
+    assert AtHome.reason == errors.DriverError.reason
+    assert type(errors.from_wire("DRIVER_ERROR", "cuMemCreate failed", {})) is errors.DriverError

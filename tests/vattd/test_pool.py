@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from vatt.errors import (
     PoolExhausted,
     SessionFenced,
     ShuttingDown,
+    SystemLimit,
     VattError,
 )
 from vatt.pages import Extent
@@ -30,6 +32,8 @@ from vattd.engines import NoEngines
 from vattd.guarantee import Access, Guarantee
 from vattd.ledger import Ledger
 from vattd.lending import MAX_WAITING_OF_SESSION
+from vattd.metrics import PoolCollector
+from vattd.page_notes import NoNotes, PageNotes
 from vattd.page_run import PageRun
 from vattd.pool import Pool
 from vattd.rules import PoolLimits, PoolRules
@@ -53,6 +57,7 @@ class Bench:
         kill_after_s: float | None = None,
         scrub: Scrub = Scrub.CROSS_TENANT,
         isolate: bool = False,
+        notes: PageNotes | None = None,
     ) -> None:
         self.driver = driver
         self.broken: list[BaseException] = []
@@ -62,7 +67,7 @@ class Bench:
         self.thread = DriverThread()
         limits = PoolLimits(min_pages * 4096, MAX_PAGES * 4096, headroom_pages * 4096)
         rules = PoolRules(reclaim_within_s=0.01, kill_after_s=kill_after_s)
-        self.pool = Pool(self.ledger, driver, self.thread, limits, self.broken.append, rules)
+        self.pool = Pool(self.ledger, driver, self.thread, limits, self.broken.append, rules, notes)
         self._requests = 0
 
     def counts(self) -> dict[str, int]:
@@ -239,6 +244,84 @@ def test_a_lost_device_ends_lending_and_is_reported_once() -> None:
     at_work(driver, story)
 
 
+@pytest.mark.parametrize("call", ["create", "scrub", "destroy"])
+def test_with_a_lost_device_nothing_is_left_as_worked_on_and_nothing_is_recycled(call: str) -> None:
+    driver = FakeDriver(recycles=True, fresh_is_zero=False)
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        bench.pool.open_session("t", "b", 0)
+        # Of two tenants in turn, so that what one returns is in several runs.
+        runs = [await bench.lease("st"[number % 2], 1) for number in range(6)]
+        for number in (0, 2, 4):
+            bench.pool.give_back("s", runs[number])
+        driver.fail = fail_on(call, DeviceLost("an uncorrectable error"))
+        lost = bench.lease("s", MAX_PAGES - 3) if call != "destroy" else bench.pool.shrink()
+        with pytest.raises(DeviceLost):
+            await lost
+        assert len(bench.broken) == 1
+        assert "creating" not in bench.counts()
+        assert "scrubbing" not in bench.counts()
+        assert "destroying" not in bench.counts()
+        backed_pages = bench.ledger.snapshot().backed_pages
+        assert backed_pages == len(driver.created), "the ledger's account is the driver's"
+        calls = len(driver.calls)
+        with pytest.raises(DeviceLost):
+            await bench.lease("t", 1)
+        with pytest.raises(DeviceLost):
+            await bench.pool.shrink()
+        assert len(driver.calls) == calls
+
+    at_work(driver, story)
+
+
+def test_a_lost_device_is_seen_in_the_metrics() -> None:
+    driver = FakeDriver()
+    driver.fail = fail_on("create", DeviceLost("an uncorrectable error"))
+
+    async def story(bench: Bench) -> None:
+        recovery: Any = SimpleNamespace(awaits=bool, awaited_count=0, recovered_total=0, lost_total=0)
+        collector = PoolCollector(asyncio.get_running_loop(), bench.pool, driver.device, recovery)
+
+        async def lost() -> float:
+            metrics = await asyncio.to_thread(collector.collect)
+            (value,) = (m.samples[0].value for m in metrics if m.name == "vattd_device_lost")
+            return float(value)
+
+        bench.pool.open_session("s", "a", 0)
+        assert await lost() == 0
+        with pytest.raises(DeviceLost):
+            await bench.lease("s", 1)
+        assert await lost() == 1
+
+    at_work(driver, story)
+
+
+def test_what_cannot_be_noted_costs_no_pages_when_they_are_to_be_destroyed() -> None:
+    driver = FakeDriver()
+
+    class FullJournal(NoNotes):
+        is_full = False
+
+        def backed(self, zone: int) -> None:
+            if self.is_full:
+                raise SystemLimit("no space left on /run")
+
+    notes = FullJournal()
+
+    async def story(bench: Bench) -> None:
+        bench.pool.open_session("s", "a", 0)
+        bench.pool.give_back("s", await bench.lease("s", 8))
+        notes.is_full = True
+        assert await bench.pool.shrink() == 8
+        assert not bench.counts().get("quarantined")
+        with pytest.raises(SystemLimit):
+            await bench.lease("s", 1)
+        notes.is_full = False
+
+    at_work(driver, story, notes=notes)
+
+
 def test_a_bug_of_ours_ends_lending_too() -> None:
     driver = FakeDriver()
 
@@ -320,7 +403,9 @@ def test_a_device_lost_in_an_export_ends_lending() -> None:
             await bench.pool.export("s", runs)
         with pytest.raises(DeviceLost):
             await bench.lease("s", 1)
-        assert len(bench.broken) == 1
+        with pytest.raises(DeviceLost):
+            await bench.pool.export("s", runs)
+        assert len(bench.broken) == 1, "every call meets it, and one is told"
 
     at_work(driver, story)
 

@@ -12,12 +12,13 @@ import pytest
 
 from tests.vattention.test_session import pages_leased
 from tests.vattention.test_tidings import Answers, reclaim
-from vatt.errors import DriverError
+from vatt.errors import DeviceLost, DriverError, PoolExhausted
 from vatt.pages import Extent, extents_of, page_count_of
 from vatt.v1 import vatt_pb2
 from vattention.reclaimer import Reclaim, ReclaimDepth, Reclaimer
 from vattention.returns import StillHeld
 from vattention.session import Session
+from vattention.vmm.driver import NotReleased
 
 WAIT_S = 10.0
 EXTENTS = 3
@@ -181,3 +182,108 @@ def test_a_page_that_comes_after_close_and_cannot_go_back_lies_in_the_page_cache
     refusing.mend()
     pages.close()
     assert refusing.leased_pages == pages.page_count == 0
+
+
+@pytest.fixture
+def session(vattd_socket_dir: Path) -> Iterator[Session]:
+    with Session.connect("returns", socket_dir=vattd_socket_dir) as session:
+        yield session
+
+
+def lease_in_parts(session: Session, monkeypatch: pytest.MonkeyPatch, *, parts: int, page_count: int) -> None:
+    """A lease in parts of two pages that is refused when the last is asked for."""
+    grant, asked = session._client.lease, 0
+
+    def lease(*arguments: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == parts:
+            raise PoolExhausted(2, 0)
+        return grant(*arguments)
+
+    session._connection.attached.max_pages_per_lease = 2
+    with monkeypatch.context() as patch:
+        patch.setattr(session._client, "lease", lease)
+        with pytest.raises(PoolExhausted):
+            session.lease(page_count)
+
+
+def test_what_an_undone_lease_cannot_give_back_is_leased_next(
+    session: Session, vattd_socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = session.mapper.release
+    refused: list[Extent] = []
+
+    def refuse_first(extent: Extent) -> None:
+        if not refused:
+            refused.append(extent)
+        if extent == refused[0]:
+            raise DriverError("the driver does not let go", call="release")
+        release(extent)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.mapper, "release", refuse_first)
+        lease_in_parts(session, monkeypatch, parts=3, page_count=6)
+    kept_pages = page_count_of(refused)
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == kept_pages == 2
+    lease_in_parts(session, monkeypatch, parts=2, page_count=6)
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == kept_pages
+    pages = session.lease(4)
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 4
+    assert set(refused[0].page_ids) <= {page_id for extent in pages for page_id in extent.page_ids}
+    session.give_back(pages)
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 0
+
+
+def test_a_page_that_was_left_and_has_gone_back_since_is_not_leased_again(
+    session: Session, vattd_socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(extent: Extent) -> None:
+        raise DriverError("the driver does not let go", call="release")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.mapper, "release", refuse)
+        lease_in_parts(session, monkeypatch, parts=2, page_count=4)
+    session.give_back(extents_of(session._leases._generation_of))  # by whoever had them once, and says it again
+    pages = session.lease(3)
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == page_count_of(pages) == 3
+    session.give_back(pages)
+
+
+def test_of_pages_that_the_driver_half_released_those_that_it_kept_stay_leased(
+    session: Session, vattd_socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = session.mapper.release
+
+    def release_half(extent: Extent) -> None:
+        gone, kept = extent.split(extent.page_count // 2)
+        assert kept is not None
+        release(gone)
+        raise NotReleased([kept], DriverError("the driver does not let go", call="release"))
+
+    pages = session.lease(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(session.mapper, "release", release_half)
+        with pytest.raises(StillHeld) as refused:
+            session.give_back(pages)
+    assert page_count_of(refused.value.extents) == 2
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 2
+    session.give_back(refused.value.extents)
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 0
+
+
+def test_a_device_that_is_lost_as_pages_are_given_back_is_told_and_the_pages_stay(
+    session: Session, vattd_socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(extent: Extent) -> None:
+        raise DeviceLost("an illegal address")
+
+    pages = session.lease(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(session.mapper, "release", lose)
+        with pytest.raises(DeviceLost) as lost:
+            session.give_back(pages)
+    assert isinstance(lost.value, StillHeld)
+    assert page_count_of(lost.value.extents) == 4
+    assert session.leased_pages == pages_leased(vattd_socket_dir, session) == 4
+    session.give_back(pages)

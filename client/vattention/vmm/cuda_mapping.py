@@ -10,6 +10,7 @@ from vatt.pages import Extent
 from vattention.vmm.cuda_call import bindings, call, call_at_close
 from vattention.vmm.cuda_device import check_cuda_page_size, find_device
 from vattention.vmm.cuda_map import map_handles, read_write_access
+from vattention.vmm.cuda_release import release_pages
 from vattention.vmm.driver import HandleKind, Placement
 from vattention.vmm.mapping_table import TableAnswers
 
@@ -67,12 +68,13 @@ class CudaMapping(TableAnswers):
         self._table.add_import(extent)
 
     def release(self, extent: Extent) -> None:
-        """A release that fails leaves the pages from there on imported."""
         self._table.check_release(extent)
-        for page_id in extent.page_ids:
-            call("cuMemRelease", self._handles[page_id])
-            del self._handles[page_id]
-            self._table.drop_import(Extent(page_id, 1))
+        try:
+            release_pages(self._handles, extent)
+        finally:
+            for page_id in extent.page_ids:
+                if page_id not in self._handles:
+                    self._table.drop_import(Extent(page_id, 1))
 
     def map(self, address: int, extents: Sequence[Extent]) -> None:
         self._table.check_map(address, extents)
@@ -86,10 +88,23 @@ class CudaMapping(TableAnswers):
         return self._table.drop_mapped(address, size_bytes)
 
     def close(self) -> None:
-        for address, size_bytes in self._table.mapped_stretches():
-            call_at_close("cuMemUnmap", address, size_bytes)
-        while self._handles:
-            call_at_close("cuMemRelease", self._handles.popitem()[1])
-        for address, size_bytes in self._table.reservations():
-            call_at_close("cuMemAddressFree", address, size_bytes)
+        stretches, reservations = list(self._table.mapped_stretches()), self._table.reservations()
         self._table.close()
+        refusals: list[DriverError] = []
+
+        def goes(name: str, *args: object) -> bool:
+            try:
+                call_at_close(name, *args)
+            except DriverError as refusal:
+                refusals.append(refusal)
+                return False
+            return True
+
+        mapped = [address for address, size_bytes in stretches if not goes("cuMemUnmap", address, size_bytes)]
+        while self._handles:
+            goes("cuMemRelease", self._handles.popitem()[1])
+        for start, size_bytes in reservations:
+            if not any(start <= address < start + size_bytes for address in mapped):
+                goes("cuMemAddressFree", start, size_bytes)
+        if refusals:
+            raise refusals[0]

@@ -10,6 +10,7 @@ from vatt.errors import DriverError
 from vatt.pages import Extent
 from vattention.vmm.cuda_call import bindings, call, call_at_close
 from vattention.vmm.cuda_device import allocation_prop, check_cuda_page_size, find_device, granularity_bytes
+from vattention.vmm.cuda_release import release_pages
 from vattention.vmm.cuda_scrub import CudaScrubber
 from vattention.vmm.driver import DeviceMemory, HandleKind, Placement
 from vattention.vmm.extent_set import ExtentSet
@@ -58,13 +59,13 @@ class CudaPhysical:
         self._handles.update(zip(extent.page_ids, handles, strict=True))
 
     def destroy(self, extent: Extent) -> None:
-        """A release that fails leaves the pages from there on created."""
         if self._inherited.covers(extent):  # their holder released the last handle
             self._inherited.remove(extent)
             return
-        for page_id, handle in zip(extent.page_ids, self._handles_of(extent, "destroy"), strict=True):
-            call("cuMemRelease", handle)
-            del self._handles[page_id]
+        self._handles_of(extent, "destroy")
+        if self._scrubber is not None:
+            self._scrubber.tidy()  # what is mapped there would stay, released or not
+        release_pages(self._handles, extent)
 
     def scrub(self, extent: Extent) -> None:
         handles = self._handles_of(extent, "scrub")
@@ -112,15 +113,15 @@ class CudaPhysical:
     def close(self) -> None:
         """Engines keep what they imported: the memory itself goes when the last of them releases it."""
         self._closed = True
-        if self._scrubber is not None:
-            self._scrubber.close()
-            self._scrubber = None
+        with ExitStack() as parts:
+            while self._handles:
+                parts.callback(call_at_close, "cuMemRelease", self._handles.popitem()[1])
+            if self._nvml is not None:
+                parts.callback(self._nvml.close)
+            if self._scrubber is not None:
+                parts.callback(self._scrubber.close)
+            self._nvml = self._scrubber = None
             self.context_bytes = 0
-        if self._nvml is not None:
-            self._nvml.close()
-            self._nvml = None
-        while self._handles:
-            call_at_close("cuMemRelease", self._handles.popitem()[1])
 
     def _make_scrubber(self) -> CudaScrubber:
         """What it costs, only the device's free memory shows, which other programs change too: an estimate."""

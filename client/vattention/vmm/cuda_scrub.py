@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
-from vatt.errors import DriverError
+from vatt.errors import DeviceLost, DriverError
 from vattention.vmm.cuda_call import call, call_at_close
 from vattention.vmm.cuda_map import map_handles, read_write_access
 from vattention.vmm.driver import Device
@@ -23,13 +23,14 @@ class CudaScrubber:
 
     def __init__(self, device: Device, page_size_bytes: int) -> None:
         self._page_size_bytes = page_size_bytes
+        self._mapped_bytes = 0
         self._access = read_write_access(device)
         size_bytes = BATCH_PAGES * page_size_bytes
         with ExitStack() as undo:
             self._context = call("cuDevicePrimaryCtxRetain", device.ordinal)
             undo.callback(call_at_close, "cuDevicePrimaryCtxRelease", device.ordinal)
             self._scratch = int(call("cuMemAddressReserve", size_bytes, 0, 0, 0))
-            undo.callback(call_at_close, "cuMemAddressFree", self._scratch, size_bytes)
+            undo.callback(self._free_scratch, size_bytes)
             self._undo = undo.pop_all()
 
     def zero(self, handles: Sequence[int]) -> None:
@@ -41,14 +42,27 @@ class CudaScrubber:
             for first in range(0, len(handles), BATCH_PAGES):
                 self._zero_batch(handles[first : first + BATCH_PAGES])
 
+    def tidy(self) -> None:
+        """Unmap what is still mapped, which is nothing unless the driver refused to do that before."""
+        if self._mapped_bytes:
+            call("cuMemUnmap", self._scratch, self._mapped_bytes)
+            self._mapped_bytes = 0
+
     def close(self) -> None:
-        self._undo.close()
+        with self._undo, suppress(DeviceLost):
+            self.tidy()
+
+    def _free_scratch(self, size_bytes: int) -> None:
+        if not self._mapped_bytes:
+            call_at_close("cuMemAddressFree", self._scratch, size_bytes)
 
     def _zero_batch(self, handles: Sequence[int]) -> None:
         size_bytes = len(handles) * self._page_size_bytes
+        self.tidy()
         with ExitStack() as undo:
             map_handles(self._scratch, handles, self._page_size_bytes, self._access)
-            undo.callback(call, "cuMemUnmap", self._scratch, size_bytes)
+            self._mapped_bytes = size_bytes
+            undo.callback(self.tidy)
             call("cuMemsetD8", self._scratch, 0, size_bytes)
             # cuMemsetD8 returns before the device has written, and unmapping does not wait for it: the device would
             # fault. So a wait that fails is tried once more; if the device is lost, nothing is under way any more.

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vatt.pages import Extent
+from vatt.errors import DriverError
+from vatt.pages import Extent, page_count_of
 
 
 class HandleKind(enum.Enum):
@@ -56,10 +57,19 @@ class DeviceMemory:
     pages_bytes: int  # physical bytes behind our pages: the kernel's count (st_blocks of all slabs); CUDA: as created
 
 
+class NotReleased(DriverError):
+    """The driver did not let go of these pages, which are there as before; the others of the call have gone."""
+
+    def __init__(self, extents: Sequence[Extent], refusal: DriverError) -> None:
+        super().__init__(f"{page_count_of(extents)} pages stay: {refusal}", refusal.call, refusal.code)
+        self.extents = list(extents)
+
+
 class PhysicalDriver(Protocol):
     """What vattd needs of one device. Raises DriverError (and its children) and SystemLimit only.
 
-    Every call is all or nothing. Not thread-safe: vattd calls it from its one driver thread.
+    Every call is all or nothing, but for `destroy`, which cannot be undone. Not thread-safe: vattd calls it from its
+    one driver thread.
     """
 
     device: Device
@@ -74,7 +84,8 @@ class PhysicalDriver(Protocol):
         """Back the extent's pages with memory. Raises OutOfMemory, and creates none, if the device is short."""
 
     def destroy(self, extent: Extent) -> None:
-        """Give the memory of created pages back to the device. What others still map stays charged until they unmap."""
+        """Give the memory of created pages back to the device. What others still map stays charged until they unmap.
+        Raises NotReleased where it kept some of them; after DeviceLost any of them may be there."""
 
     def scrub(self, extent: Extent) -> None:
         """Zero created pages. On return the zeros are there for whoever maps the pages next."""
@@ -108,13 +119,14 @@ class PhysicalDriver(Protocol):
         thread, once, and takes its time."""
 
     def close(self) -> None:
-        """Release every page still held and the device. Idempotent."""
+        """Release every page still held and the device; what refuses does not keep the rest. Idempotent."""
 
 
 class MappingDriver(Protocol):
     """What an engine needs of one device. Raises DriverError (and its children) and SystemLimit only.
 
-    Every call is all or nothing. Addresses are ints. Not thread-safe: the Mapper holds a lock around it.
+    Every call is all or nothing, but for `release`, which cannot be undone. Addresses are ints. Not thread-safe: the
+    Mapper holds a lock around it.
     """
 
     device: Device
@@ -136,7 +148,8 @@ class MappingDriver(Protocol):
         """Take a reference to leased pages. `fds` are those of `missing_fds`, in its order; the caller closes them."""
 
     def release(self, extent: Extent) -> None:
-        """Drop the references. Refused while one of the pages is mapped anywhere."""
+        """Drop the references. Refused while one of the pages is mapped anywhere. Raises NotReleased where the driver
+        kept some of them; after DeviceLost any of them may be there."""
 
     def map(self, address: int, extents: Sequence[Extent]) -> None:
         """Map imported pages one after the other from `address`, readable and writable. Raises SystemLimit before
@@ -165,4 +178,4 @@ class MappingDriver(Protocol):
         """How many pages are mapped. One that is mapped at several addresses counts once."""
 
     def close(self) -> None:
-        """Unmap, release and free everything. Idempotent."""
+        """Unmap, release and free everything; what refuses does not keep the rest. Idempotent."""

@@ -54,12 +54,15 @@ class HostMapping(TableAnswers):
         slack_bytes = self.page_size_bytes - os.sysconf("SC_PAGE_SIZE")
         with ExitStack() as undo:
             start = _reserve(size_bytes + slack_bytes)
-            undo.callback(libc.munmap, start, size_bytes + slack_bytes)
+            end = start + size_bytes + slack_bytes
+            # Only what is ours still: another thread may have mapped something where we have trimmed.
+            undo.callback(lambda: os_call("munmap", libc.munmap, start, end - start))
             address = -(-start // self.page_size_bytes) * self.page_size_bytes
             if address > start:
                 os_call("munmap", libc.munmap, start, address - start)
-            if address < start + slack_bytes:
-                os_call("munmap", libc.munmap, address + size_bytes, start + slack_bytes - address)
+                start = address
+            if address + size_bytes < end:
+                os_call("munmap", libc.munmap, address + size_bytes, end - address - size_bytes)
             undo.pop_all()
         self._table.add_reservation(address, size_bytes)
         return address
@@ -132,11 +135,12 @@ class HostMapping(TableAnswers):
         return self._table.drop_mapped(address, size_bytes)
 
     def close(self) -> None:
-        for address, size_bytes in self._table.reservations():
-            os_call("munmap", libc.munmap, address, size_bytes)  # with all that is mapped in it
-        self._table.close()
-        while self._slabs:
-            os.close(self._slabs.popitem()[1].fd)
+        with ExitStack() as parts:
+            while self._slabs:
+                parts.callback(os.close, self._slabs.popitem()[1].fd)
+            for address, size_bytes in self._table.reservations():
+                parts.callback(os_call, "munmap", libc.munmap, address, size_bytes)  # with all that is mapped in it
+            self._table.close()
 
     def _sealed_size_bytes(self, fd: int) -> int:
         """The size of a slab. Refuses what could be cut short under our mappings (touching them would raise SIGBUS),

@@ -103,7 +103,7 @@ class HostPhysical:
         return DeviceMemory(
             total_bytes=room.total_bytes,
             free_bytes=max(0, free_bytes),
-            pages_bytes=sum(os.fstat(slab).st_blocks * 512 for slab in self._slabs.values()),
+            pages_bytes=sum(os_call("fstat", os.fstat, slab).st_blocks * 512 for slab in self._slabs.values()),
         )
 
     def drop_zone(self, zone: int) -> None:

@@ -10,6 +10,7 @@ import resource
 from pathlib import Path
 
 from vatt.errors import SystemLimit
+from vattention.vmm.os_call import os_call
 
 PROC = Path("/proc")
 
@@ -32,11 +33,14 @@ class MappingBudget:
         self._refresh()
 
     def _refresh(self) -> None:
-        self.limit = int(self._limit_file.read_text())
+        self.limit = int(os_call("open", self._limit_file.read_text))
         self._bound = self.count()
 
     def count(self) -> int:
         """The kernel's own count, now. Takes milliseconds where there are tens of thousands."""
+        return os_call("open", self._count)
+
+    def _count(self) -> int:
         with self._maps.open("rb") as maps:
             return sum(block.count(b"\n") for block in iter(lambda: maps.read(1 << 20), b""))
 
@@ -68,7 +72,7 @@ class MappingBudget:
 def open_fd_count(proc: Path = PROC) -> int:
     fds = proc / "self" / "fd"
     # Since Linux 6.2 the directory's size is the count; before, it is 0 and they must be listed.
-    return fds.stat().st_size or len(os.listdir(fds))
+    return os_call("stat", fds.stat).st_size or len(os_call("open", os.listdir, fds))
 
 
 def require_fds(fd_count: int, proc: Path = PROC) -> None:

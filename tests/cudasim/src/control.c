@@ -71,8 +71,75 @@ EXPORT void cudasim_set_latency_ns(struct world *world, int call, uint64_t ns)
     world->state->latency_ns[call] = ns;
 }
 
+/* See struct fault. Returns 0, or -1 where there is no place left. */
+EXPORT int cudasim_add_fault(struct world *world, int call, int pid, uint64_t calls, uint64_t times, int code,
+                             int is_sticky, uint64_t stall_ns)
+{
+    int result = -1;
+    world_lock(world);
+    for (int i = 0; i < MAX_FAULTS && result; i++) {
+        if (world->state->faults[i].times == 0) {
+            world->state->faults[i] =
+                (struct fault){call, pid, calls, times, code, (uint32_t)(is_sticky != 0), stall_ns};
+            world->state->fault_count++;
+            result = 0;
+        }
+    }
+    world_unlock(world);
+    return result;
+}
+
+/* No more calls fail or stall. How many orders had not been met to the end. */
+EXPORT int cudasim_clear_faults(struct world *world)
+{
+    world_lock(world);
+    int left = (int)world->state->fault_count;
+    memset(world->state->faults, 0, sizeof world->state->faults);
+    world->state->fault_count = 0;
+    world_unlock(world);
+    return left;
+}
+
+/* How many calls wait until they are released. */
+EXPORT int cudasim_stalled(struct world *world)
+{
+    return (int)__atomic_load_n(&world->state->stalled, __ATOMIC_SEQ_CST);
+}
+
+EXPORT void cudasim_release_stalled(struct world *world)
+{
+    __atomic_fetch_add(&world->state->releases, 1, __ATOMIC_SEQ_CST);
+}
+
+/* What living processes of one pid hold: handles, their references and mappings, reservations and their bytes. */
+EXPORT void cudasim_holdings(struct world *world, int pid, uint64_t holdings[5])
+{
+    world_lock(world);
+    world_sweep(world);
+    for (uint32_t slot = 0; slot < world->state->process_count; slot++) {
+        const struct process_record *record = &world->state->processes[slot];
+        struct process_file *file =
+            record->state == PROCESS_ALIVE && record->pid == pid ? world_map_process(world, slot) : NULL;
+        if (!file) {
+            continue;
+        }
+        for (uint32_t i = 1; i < file->handle_high; i++) {
+            if (file->handles[i].allocation) {
+                holdings[0]++;
+                holdings[1] += file->handles[i].references;
+                holdings[2] += file->handles[i].mappings;
+            }
+        }
+        holdings[3] += file->reservations;
+        holdings[4] += file->reserved_bytes;
+        world_unmap_process(file);
+    }
+    world_unlock(world);
+}
+
 /* Adds up the counters of one pid, or of every process there was if `pid` is 0. Each array has a place per call. */
-EXPORT void cudasim_counters(struct world *world, int pid, uint64_t *calls, uint64_t *refused, uint64_t *exhausted)
+EXPORT void cudasim_counters(struct world *world, int pid, uint64_t *calls, uint64_t *refused, uint64_t *exhausted,
+                             uint64_t *injected)
 {
     world_lock(world);
     for (uint32_t slot = 0; slot < world->state->process_count; slot++) {
@@ -85,6 +152,7 @@ EXPORT void cudasim_counters(struct world *world, int pid, uint64_t *calls, uint
             calls[call] += file->calls[call];
             refused[call] += file->refused[call];
             exhausted[call] += file->exhausted[call];
+            injected[call] += file->injected[call];
         }
         world_unmap_process(file);
     }

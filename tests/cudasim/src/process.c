@@ -12,9 +12,9 @@
 #include <unistd.h>
 
 #include "device.h"
+#include "fault.h"
 
-enum needs { ALWAYS, INIT, WORK };
-static const enum needs call_needs[CALL_COUNT] = {
+const enum needs call_needs[CALL_COUNT] = {
 #define X(name, exported, needs) needs,
     CALLS(X)
 #undef X
@@ -60,6 +60,8 @@ static uint64_t now_ns(void)
 
 /* When this thread's call began, if it has a latency. */
 static _Thread_local uint64_t began_ns;
+/* What a test made this thread's call fail with. */
+static _Thread_local CUresult failed_on_demand;
 
 /* Make the call last its latency, its own work included. Sleeps through most of a long wait and spins through the
  * rest: a sleep alone oversleeps by some 50 us. No lock is held. */
@@ -85,14 +87,20 @@ CUresult enter(enum call call)
             began_ns = now_ns();
         }
     }
-    /* Faults will be injected here: any call, any code, at its n-th time. */
-    if (call_needs[call] == ALWAYS) {
-        return CUDA_SUCCESS;
-    }
-    if (!process.initialized || process.pid != getpid()) {
+    failed_on_demand = CUDA_SUCCESS;
+    if (call_needs[call] != ALWAYS && (!process.initialized || process.pid != getpid())) {
         return CUDA_ERROR_NOT_INITIALIZED;
     }
-    return call_needs[call] == WORK ? (CUresult)__atomic_load_n(&process.sticky, __ATOMIC_RELAXED) : CUDA_SUCCESS;
+    failed_on_demand = process.file ? fault_meet(call) : CUDA_SUCCESS;
+    if (failed_on_demand) {
+        return failed_on_demand;
+    }
+    CUresult sticky = (CUresult)__atomic_load_n(&process.sticky, __ATOMIC_RELAXED);
+    if (call_needs[call] != WORK || !sticky) {
+        return CUDA_SUCCESS;
+    }
+    failed_on_demand = process.lost_on_demand ? sticky : CUDA_SUCCESS;
+    return sticky;
 }
 
 CUresult leave(enum call call, CUresult result)
@@ -102,7 +110,9 @@ CUresult leave(enum call call, CUresult result)
         wait_until(began_ns + latency_ns);
     }
     if (process.file && result != CUDA_SUCCESS && result != CUDA_ERROR_NOT_READY) {
-        uint64_t *counters = result == CUDA_ERROR_OUT_OF_MEMORY ? process.file->exhausted : process.file->refused;
+        uint64_t *counters = failed_on_demand                     ? process.file->injected
+                             : result == CUDA_ERROR_OUT_OF_MEMORY ? process.file->exhausted
+                                                                  : process.file->refused;
         __atomic_fetch_add(&counters[call], 1, __ATOMIC_RELAXED);
     }
     return result;

@@ -5,6 +5,8 @@
 #include "cuda_abi.h"
 #include "world.h"
 
+enum needs { ALWAYS, INIT, WORK };
+
 struct process {
     struct world world;
     struct process_file *file; /* NULL: no world, so no device */
@@ -12,10 +14,12 @@ struct process {
     int pid;
     bool initialized;
     int sticky;            /* the CUresult that ends all work in this process, or 0 */
+    bool lost_on_demand;   /* because a test ordered it: that calls fail is nobody's misuse */
     pthread_mutex_t mutex; /* guards handles, address space and contexts; taken before the world's lock */
 };
 
 extern struct process process;
+extern const enum needs call_needs[CALL_COUNT];
 
 /* Every entry point is `return CALL(cuName, implementation(...));`. */
 #define CALL(name, result) leave(CALL_##name, enter(CALL_##name) ?: (result))

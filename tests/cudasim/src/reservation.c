@@ -92,6 +92,8 @@ static CUresult reserve(CUdeviceptr *start, size_t size, size_t alignment, CUdev
     process_lock();
     *r = (struct reservation){.start = *start, .size = size, .granules = granules, .next = reservations};
     reservations = r;
+    process.file->reservations++;
+    process.file->reserved_bytes += size;
     process_unlock();
     return CUDA_SUCCESS;
 }
@@ -107,6 +109,8 @@ static CUresult free_reservation(CUdeviceptr start, size_t size)
     struct reservation *r = *link;
     if (r && r->size == size && r->mapping_count == 0) {
         *link = r->next;
+        process.file->reservations--;
+        process.file->reserved_bytes -= size;
         munmap((void *)start, size);
         munmap(r->granules, granule_count(size) * sizeof *r->granules);
         free(r);

@@ -18,7 +18,7 @@ static CUresult touch(const struct work_range *range, uint32_t device)
 {
     enum reach reach = address_reach(range->start, range->size, device, range->access);
     if (reach == REACH_FAULT) {
-        work_fault();
+        work_fault(CUDA_ERROR_ILLEGAL_ADDRESS);
         return CUDA_ERROR_ILLEGAL_ADDRESS;
     }
     return reach == REACH_ALL ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;

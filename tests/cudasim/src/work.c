@@ -176,7 +176,7 @@ static void start(struct work *work)
 {
     work->state = WORK_RUNNING;
     if (!can_reach(work)) {
-        work_fault();
+        work_fault(CUDA_ERROR_ILLEGAL_ADDRESS);
         return;
     }
     process_unlock();
@@ -343,9 +343,9 @@ void work_prove(struct work *work)
     }
 }
 
-void work_fault(void)
+void work_fault(CUresult code)
 {
-    __atomic_store_n(&process.sticky, CUDA_ERROR_ILLEGAL_ADDRESS, __ATOMIC_RELAXED);
+    __atomic_store_n(&process.sticky, code, __ATOMIC_RELAXED);
     while (unfinished) {
         struct work *work = unfinished;
         unfinished = work->next_unfinished;

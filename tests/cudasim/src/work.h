@@ -55,7 +55,7 @@ CUresult work_wait(struct work *work);
 /* The program has been told that `work` is done, and so that all it awaited is. */
 void work_prove(struct work *work);
 /* No work of this process is done any more: the sticky error. */
-void work_fault(void);
+void work_fault(CUresult code);
 
 enum { ANY_DEVICE = MAX_DEVICES };
 /* Ends the process if work of the device that is not proven uses any of these bytes. */

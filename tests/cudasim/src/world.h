@@ -23,7 +23,7 @@
 #define WORLD_MAGIC 0x6d69736164756375ull
 #define WORLD_VERSION 1u
 
-enum { MAX_DEVICES = 16, MAX_PROCESSES = 4096, MAX_ALLOCATIONS = 1 << 17, MAX_HANDLES = 1 << 18 };
+enum { MAX_DEVICES = 16, MAX_PROCESSES = 4096, MAX_ALLOCATIONS = 1 << 17, MAX_HANDLES = 1 << 18, MAX_FAULTS = 16 };
 
 struct device_record {
     char name[96];
@@ -51,6 +51,19 @@ struct process_record {
     int32_t pid;
 };
 
+/* What a test has ordered to go wrong (fault.c). */
+struct fault {
+    int32_t call;       /* an enum call, or ANY_CALL: every one that needs cuInit */
+    int32_t pid;        /* 0: in whichever process */
+    uint64_t calls;     /* so many more of them pass first */
+    uint64_t times;     /* so many of them are met then; 0: this place is free */
+    int32_t code;       /* what they return without being made; CUDA_SUCCESS: they are made after all */
+    uint32_t is_sticky; /* and it ends all work in the process */
+    uint64_t stall_ns;  /* how long they wait first; FOR_GOOD: until the test releases them */
+};
+#define ANY_CALL (-1)
+#define FOR_GOOD UINT64_MAX
+
 struct world_state {
     uint64_t magic;
     uint32_t version;
@@ -59,6 +72,10 @@ struct world_state {
     uint64_t context_bytes; /* what the first primary context of a process on a device costs */
     int32_t fresh_byte;     /* what a new allocation is filled with; -1: zeros, which cost no memory */
     uint64_t latency_ns[CALL_COUNT];
+    uint32_t fault_count; /* places in use; read without the lock */
+    uint32_t stalled;     /* calls that wait until they are released */
+    uint32_t releases;    /* so many times that was done */
+    struct fault faults[MAX_FAULTS];
     pthread_mutex_t mutex; /* process-shared and robust */
     uint64_t next_serial;
     uint32_t free_head;       /* freed allocation records, through next_free */
@@ -83,8 +100,11 @@ struct process_file {
     int32_t pid;
     uint32_t charged_devices; /* bit per device: a primary context was paid for */
     uint64_t calls[CALL_COUNT];
-    uint64_t refused[CALL_COUNT];   /* neither SUCCESS nor NOT_READY, save for the next */
+    uint64_t refused[CALL_COUNT];   /* neither SUCCESS nor NOT_READY, save for the next two */
     uint64_t exhausted[CALL_COUNT]; /* OUT_OF_MEMORY: no misuse, but not served either */
+    uint64_t injected[CALL_COUNT];  /* failed because a test wanted it: in neither of those */
+    uint64_t reserved_bytes;        /* addresses, and in how many reservations */
+    uint64_t reservations;
     uint32_t handle_free;           /* freed entries, through next_free; entry 0 is never used */
     uint32_t handle_high;
     struct handle_entry handles[MAX_HANDLES];

@@ -17,6 +17,7 @@ from vattention.vmm import (
     cuda_map,
     cuda_mapping,
     cuda_physical,
+    cuda_release,
     cuda_scrub,
     default_device,
     open_mapping,
@@ -47,7 +48,7 @@ class Calls:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls = Calls()
-    for module in (cuda_map, cuda_mapping, cuda_physical, cuda_scrub):
+    for module in (cuda_map, cuda_mapping, cuda_physical, cuda_release, cuda_scrub):
         monkeypatch.setattr(module, "call", calls)
     return calls
 

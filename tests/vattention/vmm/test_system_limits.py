@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vatt.errors import SystemLimit
+from vattention.handle_socket import room_for_fds
 from vattention.vmm.limits import MappingBudget, open_fd_count, raise_nofile_to_hard, require_fds
 
 
@@ -102,3 +103,18 @@ def test_the_soft_limit_can_be_lifted_to_the_hard_one() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_without_a_descriptor_left_is_told_so_when_limits_are_looked_up() -> None:
+    budget = MappingBudget()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        with pytest.raises(SystemLimit, match="RLIMIT_NOFILE"):
+            budget.count()
+        with pytest.raises(SystemLimit, match="RLIMIT_NOFILE"):
+            room_for_fds()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
