@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import grpc.experimental
 
 from vatt import protocol
 from vatt.errors import InvalidRequest, VattError, VersionUnsupported
@@ -33,6 +34,9 @@ _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 200),
+    # The stream is read by our own thread alone, which close() joins. gRPC's would die with the interpreter, holding
+    # the stream's lock, and the stream's finalizer would wait for it: the process would never end.
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
 )
 
 

@@ -257,6 +257,17 @@ class BrokenFence:
             raise RuntimeError("the device does not answer")
 
 
+def test_a_session_has_no_threads_but_its_own_and_none_when_it_is_closed(vattd_socket_dir: Path) -> None:
+    """gRPC's for a stream would end with the interpreter, perhaps holding a lock that a finalizer then waits for."""
+    before = set(threading.enumerate())
+    with Session.connect("session-tests", socket_dir=vattd_socket_dir) as session:
+        session.give_back(session.lease(1))
+        started = {thread.name for thread in set(threading.enumerate()) - before}
+        assert "vattention-attach" in started
+        assert all(name.startswith("vattention-") for name in started), started
+    assert set(threading.enumerate()) <= before
+
+
 def test_pages_that_may_be_in_use_stay_leased_when_a_session_is_closed(vattd_socket_dir: Path) -> None:
     session = Session.connect("closing", socket_dir=vattd_socket_dir)
     fence = BrokenFence()
