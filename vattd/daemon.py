@@ -63,6 +63,9 @@ GRPC_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Far more calls than an engine has under way on its connection.
     ("grpc.max_concurrent_streams", 1024),
+    # By itself gRPC begins at 1000 calls that wait to be looked at to cancel calls at random, innocent ones among them.
+    ("grpc.server.max_pending_requests", 1 << 16),
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 16),
 ]
 
 

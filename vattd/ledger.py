@@ -98,7 +98,7 @@ class Ledger:
         if session_id in self._sessions:
             raise LedgerBug(f"session {session_id} is open already")
         self.check_access(tenant, uid, gids)
-        found = self._tenants.find_or_open(tenant)
+        found = self._tenants.find_or_open(tenant, uid)
         self._tenants.join(found, uid)
         self._sessions[session_id] = _Session(session_id, found)
 

@@ -11,6 +11,8 @@ from vattd.stock import Shelf, Stock
 
 # Anybody may name a new tenant, so their number is bounded.
 MAX_TENANTS = 4096
+# Of those that nobody configured: one user cannot use up all names.
+MAX_TENANTS_PER_UID = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -62,13 +64,20 @@ class Tenants:
         """How many have a session."""
         return len(self._tenants) - len(self.sessionless)
 
-    def find_or_open(self, name: str) -> Tenant:
-        """Raises InvalidRequest if there are too many."""
+    def find_or_open(self, name: str, uid: int | None = None) -> Tenant:
+        """`uid` names it, or the operator does, or it was there before. Raises InvalidRequest if there are too many."""
         found = self._tenants.get(name)
         if found is not None:
             return found
         if len(self._tenants) >= MAX_TENANTS:
             raise InvalidRequest(f"there are {MAX_TENANTS} tenants already, the most there can be")
+        if uid is not None:
+            own = sum(one.owner_uid == uid and not one.is_configured for one in self._tenants.values())
+            if own >= MAX_TENANTS_PER_UID:
+                raise InvalidRequest(
+                    f"uid {uid} has named {MAX_TENANTS_PER_UID} tenants already, the most it can: "
+                    f"`vattctl reserve {name} --allow {uid}` makes one more"
+                )
         tenant = self._tenants[name] = Tenant(name, None, self._stock.open_shelf())
         self.sessionless[name] = tenant
         return tenant

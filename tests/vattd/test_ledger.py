@@ -17,7 +17,7 @@ from vattd.page_run import PageRun
 from vattd.scrub import Scrub
 from vattd.snapshot import PageState
 from vattd.stock import Stock
-from vattd.tenants import MAX_TENANTS
+from vattd.tenants import MAX_TENANTS, MAX_TENANTS_PER_UID
 
 MAX_PAGES = 40
 PAGE_SIZE = 8  # so that random token bytes fill pages
@@ -289,7 +289,7 @@ def test_an_incarnation_that_does_not_fit_a_generation_is_refused(incarnation: i
 def test_as_many_tenants_as_anybody_may_name_and_one_that_is_forgotten_makes_room() -> None:
     ledger = make_ledger(shares_zone=True)
     for number in range(MAX_TENANTS):
-        ledger.open_session(f"s{number}", f"t{number}", 0)
+        ledger.open_session(f"s{number}", f"t{number}", number // MAX_TENANTS_PER_UID)
     with pytest.raises(InvalidRequest, match="4096 tenants already"):
         ledger.open_session("one", "more", 0)
     with pytest.raises(InvalidRequest, match="4096 tenants already"):
@@ -298,6 +298,18 @@ def test_as_many_tenants_as_anybody_may_name_and_one_that_is_forgotten_makes_roo
     ledger.forget_empty_tenants()
     ledger.open_session("one", "more", 0)
     assert ledger.tenant("t7") is None
+
+
+def test_one_user_names_only_so_many_tenants_and_those_with_a_guarantee_do_not_count() -> None:
+    ledger = make_ledger(shares_zone=True)
+    for number in range(MAX_TENANTS_PER_UID):
+        ledger.open_session(f"s{number}", f"t{number}", 7)
+    with pytest.raises(InvalidRequest, match="uid 7 has named 256 tenants already"):
+        ledger.open_session("one", "more", 7)
+    ledger.open_session("again", "t3", 7)
+    ledger.open_session("another's", "more", 8)
+    ledger.configure("t4", Guarantee(), Access(frozenset({7})))
+    ledger.open_session("one", "another", 7)
 
 
 def test_a_tenant_that_was_only_reserved_belongs_to_nobody_afterwards() -> None:

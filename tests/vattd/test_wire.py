@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -18,6 +20,7 @@ from tests.raw_engine import HandleSocket, RawEngine, close_all, in_thread, page
 from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES, MAX_PAGES_PER_LEASE, MAX_USAGE_BYTES
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
+from vattd.handle_server import MAX_UNATTACHED_PER_USER
 from vattd.sessions import MAX_SESSIONS_PER_PROCESS
 
 POOL_PAGES = 64
@@ -415,6 +418,42 @@ def test_a_process_may_have_only_so_many_sessions(vattd: Vattd) -> None:
         assert reason_of(caught.value) == "INVALID_REQUEST"
         for engine in engines:
             engine.detach()
+
+
+CONNECT = """
+import socket, sys
+connections = []
+while True:
+    for _ in range(int(sys.stdin.readline())):
+        connections.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        connections[-1].connect(sys.argv[1])
+        welcome = connections[-1].recv(1 << 16)
+    print(welcome.hex(), flush=True)
+"""
+
+
+def test_one_users_processes_may_have_only_so_many_connections_that_do_not_attach(vattd: Vattd) -> None:
+    with ExitStack() as stack:
+
+        def connect(count: int) -> pb.HandleWelcome:
+            """In a process more; what the last connection was told."""
+            command = [sys.executable, "-S", "-c", CONNECT, str(vattd.sockets.handles)]
+            process = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+            )
+            stack.callback(process.kill)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(f"{count}\n")
+            return pb.HandleWelcome.FromString(bytes.fromhex(process.stdout.readline()))
+
+        attached = stack.enter_context(RawEngine(vattd.sockets, "first"))
+        for count in (64, 64, 64, MAX_UNATTACHED_PER_USER - 192):
+            assert connect(count).token
+        refused = connect(1).error
+        assert f"{MAX_UNATTACHED_PER_USER} connections that have not attached" in refused.message
+        assert attached.lease(1), "who has attached goes on"
+        assert attached.detach() == 1
 
 
 @pytest.mark.parametrize("name", ["\x1b]0;owned\x07", "x" * 257, "two\nlines"])
