@@ -52,7 +52,7 @@ DISPUTED = pb.Notice(
 MAX_CLIENT_NAME = 256
 # An engine needs one a device; each costs descriptors of the daemon's.
 MAX_SESSIONS_PER_PROCESS = 64
-# So that one user or tenant cannot take all places there are; and a user's tenants are as many at most.
+# So that one user or tenant cannot take all places there are.
 MAX_SESSIONS_PER_USER = 1024
 MAX_SESSIONS_PER_TENANT = 1024
 
