@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
-from vatt.errors import DriverError, InvalidRequest
+from vatt.errors import DriverError, InvalidRequest, VattError
 from vatt.pages import ZONE_PAGES, Extent
 from vattention.vmm import libc
 from vattention.vmm.driver import Device, DeviceMemory, HandleKind, Placement
@@ -82,7 +82,8 @@ class HostPhysical:
         os_call("fallocate", libc.punch, *self._range(extent))
         self._created.remove(extent)
         if extent.zone not in self._adopted:  # in an earlier vattd's, pages may be held that we do not know of yet
-            self._drop_strays(extent.zone)
+            with suppress(VattError):  # the pages have gone; strays go with the next ones that do
+                self._drop_strays(extent.zone)
 
     def scrub(self, extent: Extent) -> None:
         """Zeros are written over the old bytes, in the place where they are."""
@@ -162,7 +163,7 @@ class HostPhysical:
         slab = self._slabs[zone]
         gaps = list(self._created.gaps(Extent(zone * ZONE_PAGES, ZONE_PAGES)))
         created_pages = ZONE_PAGES - sum(gap.page_count for gap in gaps)
-        if os.fstat(slab).st_blocks * 512 > created_pages * self.page_size_bytes:
+        if os_call("fstat", os.fstat, slab).st_blocks * 512 > created_pages * self.page_size_bytes:
             for gap in gaps:
                 offset_bytes = gap.index * self.page_size_bytes
                 os_call("fallocate", libc.punch, slab, offset_bytes, gap.page_count * self.page_size_bytes)
