@@ -23,6 +23,10 @@ MAY_IMPORT = {
 PURE = [
     "vattd/ledger.py",
     "vattd/stock.py",
+    "vattd/shelf.py",
+    "vattd/old_zones.py",
+    "vattd/claims.py",
+    "vattd/page_run.py",
     "vattd/tenants.py",
     "vattd/policy.py",
     "vattd/lending.py",

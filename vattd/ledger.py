@@ -16,8 +16,9 @@ from vatt.usage import Usage
 from vattd.claims import Claims, parse_claims
 from vattd.guarantee import NO_GUARANTEE, Access, Guarantee
 from vattd.page_run import PageRun, runs_of
+from vattd.shelf import Shelf
 from vattd.snapshot import SessionView, Snapshot, TenantView
-from vattd.stock import Shelf, Stock
+from vattd.stock import Stock
 from vattd.tenants import Tenant, Tenants
 
 # A repeated lease is answered from memory for this many leases of its session; a retry comes within one or two.
@@ -128,7 +129,8 @@ class Ledger:
             if generation >= self._first_generation or self.stock.owns(page_id // ZONE_PAGES):
                 raise InvalidRequest(f"page {page_id} under generation {generation} is not an earlier vattd's")
         claims = self._claims.sort_out(session_id, generation_of, final=final)
-        self.stock.name_inherited(extents_of(claims.own))
+        for extent in extents_of(claims.own):
+            self.stock.old_zones.name(extent)
         session.generations.update(claims.own)
         for loser_id, page_ids in claims.lost.items():
             loser = self._session(loser_id)
@@ -298,7 +300,7 @@ class Ledger:
 
     def forget_empty_tenants(self) -> list[int]:
         """Forget tenants without a session, a page and a guarantee. Returns the zones that nothing is left of."""
-        return [*self._tenants.forget_empty(), *self.stock.take_ended_zones()]
+        return [*self._tenants.forget_empty(), *self.stock.old_zones.take_ended()]
 
     def snapshot(self) -> Snapshot:
         sessions = tuple(self.session_views())

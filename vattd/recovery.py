@@ -90,7 +90,7 @@ class Recovery:
             if isinstance(entry.facts, SlabFacts):
                 remains = self._remains.setdefault(entry.facts.tenant, _Remains())
                 remains.slabs[entry.facts.zone] = entry.facts
-                ledger.stock.inherit_zone(entry.facts.zone, entry.page_count)
+                ledger.stock.old_zones.inherit(entry.facts.zone, entry.page_count)
                 remains.left_pages += entry.page_count
         for tenant, remains in list(self._remains.items()):
             own = [survivor for survivor in survivors if survivor.facts.tenant == tenant]
@@ -244,10 +244,10 @@ class Recovery:
         stock = self._pool.ledger.stock
         for zone in remains.slabs:
             if zone in remains.adopted:
-                stock.await_end_of(zone)
+                stock.old_zones.await_end_of(zone)
                 self._journal.note_pages(zone, stock.backed_in(zone))
             else:
-                stock.forget_old_zone(zone)
+                stock.old_zones.forget(zone)
                 self._journal.drop(zone)
 
     async def _call(self, call: Callable[..., _T], *args: object) -> _T:

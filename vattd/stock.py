@@ -13,74 +13,13 @@ What an earlier vattd lent is in zones of its time: such pages are lent until th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from vatt.errors import InvalidRequest
-from vatt.pages import MAX_ZONES, ZONE_PAGES, Extent, FreeExtents, LedgerBug, page_count_of
+from vatt.pages import MAX_ZONES, Extent, FreeExtents, LedgerBug, page_count_of
+from vattd.old_zones import OldZones
 from vattd.scrub import Scrub
+from vattd.shelf import Shelf, Zone
 from vattd.snapshot import PageState
-
-
-@dataclass(slots=True, eq=False)
-class Zone:
-    """Pages whose ids are places beside each other, and nobody else's."""
-
-    number: int
-    clean: FreeExtents = field(default_factory=FreeExtents)
-    fresh: FreeExtents = field(default_factory=FreeExtents)  # created, and nobody vouches for their content
-    destroyed: FreeExtents = field(default_factory=FreeExtents)  # ids that may be backed again
-    next_index: int = 0  # from here on, ids were never used
-    backed_pages: int = 0  # with memory, or on their way there or back
-
-    def take_ids(self, page_count: int) -> list[Extent]:
-        """Ids for new pages: used ones first, since a dense zone makes long runs."""
-        extents = self.destroyed.take(page_count)
-        missing = page_count - page_count_of(extents)
-        if missing:
-            if self.next_index + missing > ZONE_PAGES:
-                raise LedgerBug(f"zone {self.number} is used up")
-            extents.append(Extent(self.number * ZONE_PAGES + self.next_index, missing))
-            self.next_index += missing
-        return extents
-
-
-@dataclass(slots=True, eq=False)
-class _OldZone:
-    """A zone of an earlier vattd's: pages that somebody has claimed in it, and all that have memory."""
-
-    known_pages: int = 0
-    backed_pages: int = 0
-    is_ending: bool = False  # no more will be known
-
-
-@dataclass(slots=True, eq=False)
-class Shelf:
-    """One tenant's part of the stock: its zone, and the idle pages that hold its data.
-
-    `hard_pages` is the tenant's hard min: as far as it is not lent, idle pages are kept for it. `relends` says whether
-    the tenant may have its dirty pages again as they are.
-    """
-
-    zone: Zone
-    relends: bool = True
-    dirty: FreeExtents = field(default_factory=FreeExtents)
-    lent_pages: int = 0
-    hard_pages: int = 0
-
-    @property
-    def ready_pages(self) -> int:
-        """Pages that can be lent to the tenant this instant."""
-        return self.own_pages + self.zone.clean.page_count
-
-    @property
-    def own_pages(self) -> int:
-        """Ready pages that are nobody else's: they hold what the tenant left in them."""
-        return self.dirty.page_count if self.relends else 0
-
-    @property
-    def kept_pages(self) -> int:
-        """Idle pages that nobody else may have."""
-        return max(0, self.hard_pages - self.lent_pages)
 
 
 class Stock:
@@ -113,10 +52,9 @@ class Stock:
         self._quarantined = FreeExtents()  # to be destroyed
         self._broken = FreeExtents()  # the driver refused to destroy them: quarantined for good
         self._disputed = FreeExtents()  # two sessions claim them: quarantined until both have ended
-        self._left_pages = (
-            0  # an earlier vattd's, of which no session has said that it holds them; their ids are unknown
-        )
-        self._old_zones: dict[int, _OldZone] = {}
+        # An earlier vattd's, of which no session has said that it holds them; their ids are unknown.
+        self._left_pages = 0
+        self.old_zones = OldZones()
 
     def open_shelf(self) -> Shelf:
         """A place for one more tenant. Raises InvalidRequest if there have been too many."""
@@ -171,7 +109,7 @@ class Stock:
         """Lent pages that nothing maps any more. An earlier vattd's are not lent again."""
         own = shelf.zone.clean if self.shares_zone and self.scrub is Scrub.NEVER else shelf.dirty
         for extent in extents:
-            (self._quarantined if extent.zone in self._old_zones else own).give_back(extent)
+            (self._quarantined if extent.zone in self.old_zones else own).give_back(extent)
             self._note_lent(shelf, -extent.page_count)
 
     def quarantine(self, shelf: Shelf, extents: Iterable[Extent]) -> None:
@@ -195,15 +133,6 @@ class Stock:
         """So many pages have memory, and are lent to nobody. Raises InvalidRequest if the pool cannot be so large."""
         self._inherit(page_count)
         self._left_pages += page_count
-
-    def inherit_zone(self, zone: int, page_count: int) -> None:
-        """So many pages, lent or left, are in this zone of an earlier vattd's; the zone must be given up by itself."""
-        self._old_zones[zone] = _OldZone(backed_pages=page_count)
-
-    def name_inherited(self, extents: Iterable[Extent]) -> None:
-        """Of the pages that are counted as lent, some are these."""
-        for extent in extents:
-            self._old_zones.setdefault(extent.zone, _OldZone()).known_pages += extent.page_count
 
     def leave(self, shelf: Shelf, page_count: int) -> None:
         """Pages without a name, counted as lent, are the tenant's no more."""
@@ -233,25 +162,9 @@ class Stock:
         """Is it a zone of this vattd's, or could it become one?"""
         return zone >= self.first_zone
 
-    def await_end_of(self, zone: int) -> None:
-        """No more pages will be known in an earlier vattd's zone, and the rest is gone: it ends with those that are."""
-        old = self._old_zones[zone]
-        old.backed_pages, old.is_ending = old.known_pages, True
-
-    def forget_old_zone(self, zone: int) -> None:
-        """Nobody has it any more."""
-        del self._old_zones[zone]
-
-    def take_ended_zones(self) -> list[int]:
-        """Zones of an earlier vattd's of which nothing is left, each told once."""
-        ended = [zone for zone, old in self._old_zones.items() if old.is_ending and not old.known_pages]
-        for zone in ended:
-            del self._old_zones[zone]
-        return ended
-
     def backed_in(self, zone: int) -> int:
         """Pages of a zone that have memory, or are on their way there or back."""
-        return self._zones[zone].backed_pages if zone in self._zones else self._old_zones[zone].backed_pages
+        return self._zones[zone].backed_pages if zone in self._zones else self.old_zones.backed_in(zone)
 
     def _inherit(self, page_count: int) -> None:
         if page_count > self.unbacked_pages:
@@ -379,10 +292,8 @@ class Stock:
         self._destroying.remove(extent)
         self.destroyed_total += extent.page_count
         self.backed_pages -= extent.page_count
-        if extent.zone in self._old_zones:
-            old = self._old_zones[extent.zone]
-            old.known_pages -= extent.page_count
-            old.backed_pages -= extent.page_count
+        if extent.zone in self.old_zones:
+            self.old_zones.destroyed(extent)
             return
         zone = self._zones[extent.zone]
         zone.backed_pages -= extent.page_count

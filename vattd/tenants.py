@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from vatt.errors import InvalidRequest, TenantDenied
 from vattd.guarantee import NO_GUARANTEE, Access, Guarantee
-from vattd.stock import Shelf, Stock
+from vattd.shelf import Shelf
+from vattd.stock import Stock
 
 # Anybody may name a new tenant, so their number is bounded.
 MAX_TENANTS = 4096

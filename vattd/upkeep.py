@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from vattd.idle_watch import IdleWatch
 from vattd.ledger import Ledger
-from vattd.stock import Shelf
+from vattd.shelf import Shelf
 from vattd.tenants import Tenant
 from vattd.workshop import Slice, Workshop
 

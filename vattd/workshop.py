@@ -13,7 +13,8 @@ from vatt.errors import DeviceLost, OutOfMemory, VattError
 from vatt.pages import Extent, extents_of
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.page_notes import NoNotes, PageNotes
-from vattd.stock import Shelf, Stock
+from vattd.shelf import Shelf
+from vattd.stock import Stock
 from vattention.vmm.driver import NotReleased, PhysicalDriver
 
 log = logging.getLogger(__name__)
