@@ -39,6 +39,7 @@ PURE = [
     "vattd/guarantee.py",
     "vattd/idle_watch.py",
     "vattd/reservation.py",
+    "vattd/rates.py",
     "vattd/scrub.py",
     "vattd/snapshot.py",
     "proto/vatt/pages.py",
