@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import grpc
 import pytest
@@ -21,7 +22,7 @@ from vatt.v1 import vatt_pb2_grpc
 POOL_PAGES = 256
 INNOCENT_PAGES = 96
 ROUNDS = 20
-# Beyond what vattd had after the first rounds. It remembers the last answers of each session, and those come and go.
+# Beyond what vattd had in the first third of the rounds. It remembers the last answers of each session, and those come and go.
 MORE_RSS_BYTES = 12 << 20
 MORE_FDS = 16
 LOG_BYTES_AN_INPUT = 200
@@ -89,13 +90,14 @@ def test_hostile_inputs_harm_nobody(rig: Callable[..., Rig], request: pytest.Fix
     innocent.process.terminate()
     assert innocent.wait() == 0, innocent.last
     assert {session.state for session in vattd.status().sessions} <= {"fenced"}, "answers that nobody waited for"
-    early = ROUNDS // 4
+    third = ROUNDS // 3
     words = (
         f"{backend}: {inputs} inputs in {took_s:.0f} s, seed {seed}; RssAnon {[size >> 20 for size in rss_bytes]} MiB, "
     )
     print(words + f"descriptors {fds}, log {len(vattd.log) >> 10} KiB, {dict(client.answers.most_common())}")
-    assert max(rss_bytes[early:]) <= max(rss_bytes[:early]) + MORE_RSS_BYTES
-    assert max(fds[early:]) <= max(fds[:early]) + MORE_FDS
+    # Medians: the largest messages take megabytes for a moment, and some look or other falls into one.
+    assert median(rss_bytes[-third:]) <= median(rss_bytes[:third]) + MORE_RSS_BYTES
+    assert median(fds[-third:]) <= median(fds[:third]) + MORE_FDS
     assert len(vattd.log) <= (inputs + 1000) * LOG_BYTES_AN_INPUT, "a client can fill the disk with our log"
     if there.world is not None:
         assert there.world.refused() == 0
