@@ -22,7 +22,7 @@ from vatt.v1 import vatt_pb2_grpc
 POOL_PAGES = 256
 INNOCENT_PAGES = 96
 ROUNDS = 20
-# Beyond what vattd had in the first third of the rounds. It remembers the last answers of each session, and those come and go.
+# Beyond what vattd had in the first third of the rounds. Of each session it remembers the last answers.
 MORE_RSS_BYTES = 12 << 20
 MORE_FDS = 16
 LOG_BYTES_AN_INPUT = 200
