@@ -165,6 +165,12 @@ def vattd() -> None:
     "that keeps one. Host memory never passes from tenant to tenant anyway.",
 )
 @click.option(
+    "--allow-mps",
+    is_flag=True,
+    help="Let engines use the GPU through an MPS server, where the end of one does not prove that its kernels ended "
+    "and its fault can be the end of others: see docs/security.md.",
+)
+@click.option(
     "--metrics-address",
     metavar="HOST:PORT|off",
     default=DEFAULT_METRICS_ADDRESS,
@@ -208,6 +214,7 @@ def start(
     recovery_grace: float,
     scrub: str,
     isolate: bool,
+    allow_mps: bool,
     metrics_address: str,
     metrics_cert: Path | None,
     metrics_key: Path | None,
@@ -260,6 +267,7 @@ def start(
             ),
             scrub=Scrub(scrub),
             isolate=isolate,
+            allow_mps=allow_mps,
             metrics_address=parse_address(metrics_address),
             metrics_access=MetricsAccess(
                 metrics_cert, metrics_key, metrics_client_ca, metrics_password_file, metrics_insecure

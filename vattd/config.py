@@ -84,6 +84,7 @@ class Config:
     tenants_path: Path | None = None
     rules: PoolRules = field(default_factory=PoolRules)
     scrub: Scrub = Scrub.CROSS_TENANT
+    allow_mps: bool = False  # sessions, and vattd itself, may use the GPU through an MPS server
     isolate: bool = False  # pages that leave a tenant are destroyed, also where they could be scrubbed and passed on
 
     def __post_init__(self) -> None:

@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from vatt.errors import DeviceLost, InvalidRequest, ShuttingDown
-from vatt.protocol import MAX_MESSAGE_BYTES
+from vatt.errors import DeviceLost, InvalidRequest, MpsRefused, ShuttingDown
+from vatt.protocol import MAX_MESSAGE_BYTES, MAX_VERSION, MIN_VERSION
 from vatt.sizes import format_size, parse_size_or_percent
 from vatt.sockets import Sockets, make_directory, make_private_directory
 from vatt.v1 import vatt_pb2 as pb
@@ -30,6 +30,7 @@ from vattd.driver_thread import DriverThread
 from vattd.handle_server import HandleServer
 from vattd.journal import Journal, JournalFacts
 from vattd.ledger import Ledger
+from vattd.messages import device_message
 from vattd.methods import methods_of
 from vattd.metrics import PoolCollector
 from vattd.metrics_server import MetricsServer
@@ -104,7 +105,20 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         stack.push_async_callback(recovery.close)
         survivors = survivors_of(journal.entries, journal)
         recovery.restore(journal.entries, survivors)
-        sessions = Sessions(pool, facts.incarnation, lambda tenant: guarantee_of(book, tenant), journal, recovery)
+        greeting = pb.HandleWelcome(
+            incarnation=facts.incarnation,
+            min_protocol_version=MIN_VERSION,
+            max_protocol_version=MAX_VERSION,
+            device=device_message(driver.device),
+        )
+        sessions = Sessions(
+            pool,
+            greeting,
+            lambda tenant: guarantee_of(book, tenant),
+            journal,
+            recovery,
+            allow_mps=config.allow_mps,
+        )
         pool.engines = sessions
         book = _open_book(config, stack, driver, pool, sessions)
         audit = AuditLog(config.state_dir / f"{driver.device.uuid}.audit.jsonl")
@@ -157,6 +171,11 @@ def _take_device(config: Config, stack: AsyncExitStack) -> tuple[PhysicalDriver,
     with ExitStack() as undo:
         driver = open_physical(device, _page_size_bytes(config, device), huge_pages=config.huge_pages)
         undo.callback(driver.close)
+        if driver.device.uses_mps and not config.allow_mps:
+            raise MpsRefused(
+                f"vattd itself reaches {driver.device.uuid} through an MPS server, where an engine's fault can be its "
+                "end: run it with CUDA_MPS_PIPE_DIRECTORY set to an empty directory, or with --allow-mps"
+            )
         sockets = Sockets(config.socket_dir / driver.device.uuid)
         for directory in (config.socket_dir, sockets.directory):
             make_directory(directory)

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message
 
 from vatt.errors import InvalidRequest, SystemLimit, VattError
 from vatt.pages import Extent
-from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES, MAX_VERSION, MIN_VERSION
+from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES
 from vatt.v1 import vatt_pb2 as pb
 from vattd.page_run import PageRun
 from vattd.peer import Peer
@@ -83,15 +83,11 @@ class HandleConnection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._too_late = self._loop.call_later(ATTACH_WITHIN_S, self.close)
 
-    def welcome(self, incarnation: int) -> None:
-        self._socket.send(
-            pb.HandleWelcome(
-                token=self.token,
-                incarnation=incarnation,
-                min_protocol_version=MIN_VERSION,
-                max_protocol_version=MAX_VERSION,
-            ).SerializeToString()
-        )
+    def welcome(self, facts: pb.HandleWelcome) -> None:
+        """Tell the process `facts` and the connection's token."""
+        welcome = pb.HandleWelcome(token=self.token)
+        welcome.MergeFrom(facts)
+        self._socket.send(welcome.SerializeToString())
         self._loop.add_reader(self._socket, self._read)
 
     def attach(self, source: PullSource) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from vatt.errors import (
     InvalidRequest,
     KillRefused,
+    MpsRefused,
     SessionEvicted,
     SessionFenced,
     SessionUnknown,
@@ -111,20 +112,23 @@ class Attachment:
 class Sessions:
     """All sessions, and the connections whose token is still good. For the pool, they are its Engines.
 
-    `guarantee_of` gives what a session of a tenant is told of its guarantee.
+    `greeting` is what a process is told of this vattd before it attaches, `guarantee_of` gives what a session of a
+    tenant is told of its guarantee. With `allow_mps` sessions may use the device through an MPS server.
     """
 
     def __init__(
         self,
         pool: Pool,
-        incarnation: int,
+        greeting: pb.HandleWelcome,
         guarantee_of: Callable[[str], pb.Guarantee],
         journal: Journal,
         recovery: Recovery,
+        *,
+        allow_mps: bool = False,
     ) -> None:
         self._pool, self._journal, self._recovery = pool, journal, recovery
         self._guarantee_of = guarantee_of
-        self._incarnation = incarnation
+        self._greeting, self._allow_mps = greeting, allow_mps
         self._waiting: dict[bytes, HandleConnection] = {}
         self._sessions: dict[str, EngineSession] = {}
         self._opened = 0
@@ -143,10 +147,10 @@ class Sessions:
     # The handle socket's side
 
     def welcome(self, connection: HandleConnection) -> None:
-        """Hand out the connection's token."""
+        """Say who is here, and hand out the connection's token."""
         connection.slabs = self._recovery
         self._waiting[connection.token] = connection
-        connection.welcome(self._incarnation)
+        connection.welcome(self._greeting)
 
     def disconnected(self, connection: HandleConnection) -> None:
         """A connection closed. A session whose process lives is fenced by it, since it can pull no more handles."""
@@ -168,7 +172,8 @@ class Sessions:
     async def attach(self, request: pb.AttachRequest, now_s: float) -> Attachment:
         """A session for the process that the token was handed to: a new one, or the one to resume. Not to be cancelled.
 
-        Raises InvalidRequest, VersionUnsupported, TokenRefused, TenantDenied, SessionUnknown, Draining, SystemLimit.
+        Raises InvalidRequest, VersionUnsupported, TokenRefused, TenantDenied, SessionUnknown, Draining, SystemLimit,
+        MpsRefused.
         """
         version = _common_version(request)
         check_tenant_name(request.tenant)
@@ -301,6 +306,8 @@ class Sessions:
         if self.count_of(connection.peer.pid) >= MAX_SESSIONS_PER_PROCESS:
             raise InvalidRequest(f"a process has at most {MAX_SESSIONS_PER_PROCESS} sessions: detach some")
         self._check_room(connection.peer.uid, request.tenant)
+        if request.uses_mps and not self._allow_mps:
+            raise _mps_refusal(connection.peer.pid, self._greeting.device.uuid)
         peer, secret = connection.peer, secrets.token_bytes(16)
         facts = SessionFacts(
             session_id=f"{peer.pid}-{self._opened + 1}",
@@ -384,6 +391,13 @@ class Sessions:
 
     def _exited(self, session: EngineSession) -> None:
         self.end(session, unmapped=False, cause="its process exited")
+
+
+def _mps_refusal(pid: int, uuid: str) -> MpsRefused:
+    return MpsRefused(
+        f"process {pid} reaches {uuid} through an MPS server, where its end does not prove that its kernels ended: run "
+        "it with CUDA_MPS_PIPE_DIRECTORY set to an empty directory, or start vattd with --allow-mps"
+    )
 
 
 def _digest(secret: bytes) -> str:

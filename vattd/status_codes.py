@@ -23,6 +23,7 @@ _CODES: dict[type[errors.VattError], grpc.StatusCode] = {
     errors.PageNotHeld: grpc.StatusCode.NOT_FOUND,
     errors.SessionFenced: grpc.StatusCode.FAILED_PRECONDITION,
     errors.VersionUnsupported: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.MpsRefused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SessionEvicted: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Overcommitted: grpc.StatusCode.FAILED_PRECONDITION,
     errors.TenantUnknown: grpc.StatusCode.NOT_FOUND,

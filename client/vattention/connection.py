@@ -20,6 +20,7 @@ from vattention.attach_stream import AttachStream
 from vattention.config import ClientConfig
 from vattention.handle_socket import HandleConnection
 from vattention.tidings import Tidings
+from vattention.vmm import uses_mps
 
 ATTACH_TIMEOUT_S = 10.0
 _CHANNEL_OPTIONS = (
@@ -150,6 +151,7 @@ class Connection:
                 max_protocol_version=protocol.MAX_VERSION,
                 client_name=self._caller.client_name,
                 resume=resume,
+                uses_mps=resume is None and uses_mps(handles.welcome.device.backend, handles.welcome.device.uuid),
             )
             if resume is not None and handles.welcome.incarnation != self.attached.incarnation:
                 claimed = claims()

@@ -119,7 +119,8 @@ class Session:
         started, with pages of `page_size_bytes` if that is given. `on_pressure` is the property of that name.
         When vattd ends, the session re-attaches by itself, with all its pages, as soon as one runs again; `patience_s`
         is how long a lease waits for that before it raises SessionFenced.
-        Raises InvalidRequest, DaemonUnreachable, TenantDenied, VersionUnsupported, DeviceNotFound, Draining.
+        Raises InvalidRequest, DaemonUnreachable, TenantDenied, VersionUnsupported, DeviceNotFound, Draining,
+        MpsRefused.
         """
         with ExitStack() as undo:
             _check_device(device)

@@ -16,6 +16,7 @@ VattError
 ├── Overcommitted           more would be promised than there is
 ├── PageNotHeld             a page that this session does not lease
 ├── VersionUnsupported      no wire version in common
+├── MpsRefused              the process uses its GPU through an MPS server
 ├── ShuttingDown            vattd is about to stop
 ├── Draining                vattd takes no new requests until it is resumed
 ├── DaemonUnreachable       nobody answers at the socket
@@ -147,6 +148,12 @@ class VersionUnsupported(VattError):
     """The two sides have no version of the wire in common."""
 
     reason = "VERSION_UNSUPPORTED"
+
+
+class MpsRefused(VattError):
+    """The process uses its GPU through an MPS server, where its end does not prove that its kernels have ended."""
+
+    reason = "MPS_REFUSED"
 
 
 class ShuttingDown(VattError):

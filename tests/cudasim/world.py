@@ -102,11 +102,14 @@ class World:
     ) -> None:
         self.close()
 
-    def env(self) -> dict[str, str]:
-        """The environment variables that put a process into this world; merge them over `os.environ`."""
+    def env(self, *, mps: bool = False) -> dict[str, str]:
+        """The environment variables that put a process into this world; merge them over `os.environ`.
+
+        With `mps` the driver tells the process that an MPS server stands between it and the devices.
+        """
         inherited = os.environ.get("LD_LIBRARY_PATH")
         paths = [str(self.libraries), *([inherited] if inherited else [])]
-        return {"CUDASIM_WORLD": str(self.path), "LD_LIBRARY_PATH": ":".join(paths)}
+        return {"CUDASIM_WORLD": str(self.path), "LD_LIBRARY_PATH": ":".join(paths), "CUDASIM_MPS": str(int(mps))}
 
     def set_latencies(self, latencies_us: Mapping[str, float]) -> None:
         """From now on, delay these calls by so many microseconds and no others."""

@@ -17,7 +17,7 @@ from vattd.sessions import MAX_SESSIONS_PER_TENANT, MAX_SESSIONS_PER_USER, Sessi
 
 
 def nobodys_sessions() -> Sessions:
-    return Sessions(cast(Pool, None), 1, lambda tenant: cast(Any, None), cast(Any, None), cast(Any, None))
+    return Sessions(cast(Pool, None), cast(Any, None), lambda tenant: cast(Any, None), cast(Any, None), cast(Any, None))
 
 
 def test_a_users_sessions_are_bounded_and_anothers_are_not_kept_out() -> None:

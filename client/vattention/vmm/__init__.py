@@ -22,6 +22,7 @@ __all__ = [
     "host_page_size_bytes",
     "open_mapping",
     "open_physical",
+    "uses_mps",
 ]
 
 HOST_PAGE_SIZE_BYTES = 64 << 10
@@ -87,6 +88,15 @@ def open_mapping(backend: str, uuid: str, page_size_bytes: int) -> MappingDriver
     from vattention.vmm.cuda_mapping import CudaMapping
 
     return CudaMapping(uuid, page_size_bytes)
+
+
+def uses_mps(backend: str, uuid: str) -> bool:
+    """Does this process reach the device through an MPS server? Raises DeviceNotFound if it does not see it at all."""
+    if backend != "cuda":
+        return False
+    from vattention.vmm.cuda_device import find_device
+
+    return find_device(uuid).uses_mps
 
 
 def device_uuid(device: str) -> str:

@@ -33,11 +33,25 @@ def find_device(spec: str) -> Device:
     # CUDA gives the 16 bytes alone; that they are a MIG slice's is known only if the caller said so.
     prefix = spec[:4] if spec.startswith(UUID_PREFIXES) else UUID_PREFIXES[0]
     name = call("cuDeviceGetName", 256, ordinal).split(b"\0")[0].decode()
-    device = Device(backend="cuda", uuid=f"{prefix}{device_uuids[ordinal]}", name=name, ordinal=ordinal)
+    device = Device("cuda", f"{prefix}{device_uuids[ordinal]}", name, ordinal, uses_mps=_uses_mps(ordinal))
     for attribute, ability in _REQUIRED.items():
-        if not call("cuDeviceGetAttribute", getattr(bindings().CUdevice_attribute, attribute), ordinal):
+        if not _attribute(attribute, ordinal):
             raise DriverError(f"{device.name} ({device.uuid}) does not support {ability}", "cuDeviceGetAttribute")
     return device
+
+
+def _attribute(name: str, ordinal: int) -> int:
+    return int(call("cuDeviceGetAttribute", getattr(bindings().CUdevice_attribute, name), ordinal))
+
+
+def _uses_mps(ordinal: int) -> bool:
+    """As far as the driver can tell: those before CUDA 12.3 do not know the attribute."""
+    try:
+        return _attribute("CU_DEVICE_ATTRIBUTE_MPS_ENABLED", ordinal) != 0
+    except DriverError as unknown:
+        if unknown.code != "CUDA_ERROR_INVALID_VALUE":
+            raise
+        return False
 
 
 def _ordinal_of(spec: str, device_uuids: list[uuid.UUID]) -> int:

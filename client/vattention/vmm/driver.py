@@ -46,6 +46,7 @@ class Device:
     uuid: str  # NVML's form, GPU-xxxxxxxx-...; "host" for host memory
     name: str
     ordinal: int = 0  # CUDA's, in this process; 0 for the host
+    uses_mps: bool = False  # this process reaches it through an MPS server
 
 
 @dataclass(frozen=True, slots=True)

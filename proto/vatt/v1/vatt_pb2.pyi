@@ -247,6 +247,7 @@ class AttachRequest(_message.Message):
     CLIENT_NAME_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
     CLAIMS_FIELD_NUMBER: _builtins.int
+    USES_MPS_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     """From HandleWelcome; good once, for the process that received it, while its handle connection is open."""
     tenant: _builtins.str
@@ -258,6 +259,10 @@ class AttachRequest(_message.Message):
     max_protocol_version: _builtins.int
     client_name: _builtins.str
     """For status only, e.g. "vattention/0.1.0 transformers/5.23.0". Unset: unknown. At most 256 characters."""
+    uses_mps: _builtins.bool
+    """The process's work reaches the device through an MPS server (CU_DEVICE_ATTRIBUTE_MPS_ENABLED): when the process ends,
+    its kernels may not have. A new session is refused then, unless the operator allows it.
+    """
     @_builtins.property
     def resume(self) -> Global___SessionKey:
         """Unset: a new session. Set: re-attach to this one after its stream broke; the process must be the same one, and the
@@ -282,10 +287,11 @@ class AttachRequest(_message.Message):
         client_name: _builtins.str = ...,
         resume: Global___SessionKey | None = ...,
         claims: _abc.Iterable[Global___PageRun] | None = ...,
+        uses_mps: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resume", b"resume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "client_name", b"client_name", "max_protocol_version", b"max_protocol_version", "min_protocol_version", b"min_protocol_version", "resume", b"resume", "tenant", b"tenant", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "client_name", b"client_name", "max_protocol_version", b"max_protocol_version", "min_protocol_version", b"min_protocol_version", "resume", b"resume", "tenant", b"tenant", "token", b"token", "uses_mps", b"uses_mps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -833,12 +839,17 @@ class HandleWelcome(_message.Message):
     MIN_PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     MAX_PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     incarnation: _builtins.int
     min_protocol_version: _builtins.int
     max_protocol_version: _builtins.int
     @_builtins.property
     def error(self) -> Global___HandleError: ...
+    @_builtins.property
+    def device(self) -> Global___Device:
+        """Whose pages are lent here, so that a process can look at its own view of the device before it attaches."""
+
     def __init__(
         self,
         *,
@@ -847,10 +858,11 @@ class HandleWelcome(_message.Message):
         min_protocol_version: _builtins.int = ...,
         max_protocol_version: _builtins.int = ...,
         error: Global___HandleError | None = ...,
+        device: Global___Device | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "incarnation", b"incarnation", "max_protocol_version", b"max_protocol_version", "min_protocol_version", b"min_protocol_version", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "error", b"error", "incarnation", b"incarnation", "max_protocol_version", b"max_protocol_version", "min_protocol_version", b"min_protocol_version", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

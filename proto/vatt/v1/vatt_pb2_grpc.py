@@ -81,7 +81,8 @@ class EngineServiceServicer:
         The first message is Attached. When the stream breaks and the process lives, the session is fenced: it keeps its
         pages and gets no new ones, until it re-attaches (see AttachRequest.resume).
         Errors: PERMISSION_DENIED (TOKEN_REFUSED: connect to the handle socket anew; TENANT_DENIED: the tenant is not this
-        user's, nor, to resume, any more), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions),
+        user's, nor, to resume, any more), FAILED_PRECONDITION (VERSION_UNSUPPORTED: the message names both sides' versions;
+        MPS_REFUSED: see AttachRequest.uses_mps),
         UNAVAILABLE (DRAINING: no new sessions, but one may resume), NOT_FOUND (SESSION_UNKNOWN: nothing to resume).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -113,8 +113,10 @@ static const struct {
     {119, 0},    /* MEMPOOL_SUPPORTED_HANDLE_TYPES */
     {128, 0},    /* HANDLE_TYPE_FABRIC_SUPPORTED */
     {132, 0},    /* MULTICAST_SUPPORTED */
-    {133, 0},    /* MPS_ENABLED */
 };
+
+/* Whether this process reaches the devices through an MPS server: the one attribute that is not the device's. */
+enum { MPS_ENABLED = 133 };
 
 static CUresult get_attribute(int *value, int attribute, CUdevice device)
 {
@@ -123,6 +125,11 @@ static CUresult get_attribute(int *value, int attribute, CUdevice device)
     }
     if (!record(device)) {
         return CUDA_ERROR_INVALID_DEVICE;
+    }
+    if (attribute == MPS_ENABLED) {
+        const char *mps = getenv("CUDASIM_MPS");
+        *value = mps && *mps == '1';
+        return CUDA_SUCCESS;
     }
     for (size_t i = 0; i < sizeof attributes / sizeof *attributes; i++) {
         if (attributes[i].attribute == attribute) {
