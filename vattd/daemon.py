@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -18,12 +19,13 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from vatt.errors import DeviceLost, InvalidRequest, MpsRefused, ShuttingDown
-from vatt.protocol import MAX_MESSAGE_BYTES, MAX_VERSION, MIN_VERSION
+from vatt.protocol import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_VERSION, MIN_VERSION
 from vatt.sizes import format_size, parse_size_or_percent
 from vatt.sockets import Sockets, make_directory, make_private_directory
 from vatt.v1 import vatt_pb2 as pb
 from vattd.admin import AdminService, DaemonFacts, DaemonState, guarantee_of
 from vattd.audit import AuditLog
+from vattd.closer import refuse_descriptors_at
 from vattd.config import DEFAULT_POOL_MAX, Config
 from vattd.device_lock import DeviceLock
 from vattd.driver_thread import DriverThread
@@ -36,16 +38,18 @@ from vattd.metrics import PoolCollector
 from vattd.metrics_server import MetricsServer
 from vattd.page_notes import JournalNotes
 from vattd.pool import Pool
-from vattd.predecessor import replace_running
+from vattd.predecessor import pages_in_use, replace_running
+from vattd.rates import OF_USER, Rates
 from vattd.ready import ReadyPipe
 from vattd.recovery import Recovery, survivors_of
+from vattd.reservation import Reservation
 from vattd.rules import PoolLimits
 from vattd.scrub import Scrub
 from vattd.service import EngineService
 from vattd.sessions import Sessions
 from vattd.state_file import StateFile
 from vattd.stock import Stock
-from vattd.tenant_book import TenantBook
+from vattd.tenant_book import TenantBook, read_state
 from vattd.tenant_config import read_tenants
 from vattention.vmm import default_device, host_page_size_bytes, open_physical
 from vattention.vmm.driver import PhysicalDriver
@@ -60,7 +64,7 @@ STOP_GRACE_S = 1.0
 # At least so often it is looked whether a reservation's time is over: the wall clock may be set.
 LOOK_AT_RESERVATIONS_S = 1.0
 GRPC_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Far more calls than an engine has under way on its connection.
     ("grpc.max_concurrent_streams", 1024),
@@ -81,11 +85,12 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
 
     async with AsyncExitStack() as stack:
         driver, sockets, facts = _take_device(config, stack)
-        limits = _limits(config, driver)
         thread = DriverThread()
         stack.callback(thread.close)
         journal = Journal(sockets.journal, JournalFacts(driver.device.uuid, driver.page_size_bytes))
         stack.callback(journal.close)
+        in_use_bytes = pages_in_use(journal.entries) * driver.page_size_bytes
+        limits = _room_for(in_use_bytes, _limits(config, driver), config)
         stock = Stock(
             limits.max_bytes // driver.page_size_bytes,
             shares_zone=driver.recycles_across_tenants and not config.isolate,
@@ -124,11 +129,12 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         audit = AuditLog(config.state_dir / f"{driver.device.uuid}.audit.jsonl")
         stack.push_async_callback(_cancel, loop.create_task(pool.run()))
         stack.push_async_callback(_cancel, loop.create_task(_end_reservations(book)))
-        engine = EngineService(sessions, pool, driver, facts.incarnation)
+        users = Rates(OF_USER)
+        engine = EngineService(sessions, pool, driver, facts.incarnation, users)
         admin = AdminService(facts, sessions, pool, driver, book, audit, recovery)
         for survivor in survivors:
             sessions.restore(survivor)
-        await _serve_sockets(stack, sockets, sessions, engine, admin)
+        await _serve_sockets(stack, sockets, sessions, users, engine, admin)
         metrics = _serve_metrics(stack, config, PoolCollector(loop, pool, driver.device, recovery))
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -180,8 +186,9 @@ def _take_device(config: Config, stack: AsyncExitStack) -> tuple[PhysicalDriver,
         for directory in (config.socket_dir, sockets.directory):
             make_directory(directory)
         if config.replace:
-            facts = JournalFacts(driver.device.uuid, driver.page_size_bytes)
-            replace_running(sockets, facts, _limits(config, driver).max_bytes)
+            max_bytes = _limits(config, driver).max_bytes
+            _check_start(config, driver, max_bytes)
+            replace_running(sockets, JournalFacts(driver.device.uuid, driver.page_size_bytes), max_bytes)
         lock = DeviceLock(sockets.lock, driver.device)
         undo.pop_all()
     # In this order: who has the lock next must find the device's memory free.
@@ -196,18 +203,41 @@ def _take_device(config: Config, stack: AsyncExitStack) -> tuple[PhysicalDriver,
     return driver, sockets, DaemonFacts(lock.incarnation(now_s), now_s)
 
 
+def _check_start(config: Config, driver: PhysicalDriver, pool_bytes: int) -> None:
+    """What could keep this vattd from starting, and can be known while another one runs. Raises VattError."""
+    config.metrics_access.check_files()
+    make_private_directory(config.state_dir)
+    configured = _configured(config, driver, pool_bytes)
+    read_state(_state_file(config, driver), configured, driver.page_size_bytes, pool_bytes, time.time())
+
+
+def _room_for(in_use_bytes: int, limits: PoolLimits, config: Config) -> PoolLimits:
+    """The vattd that was replaced may have lent more after this one looked, and that cannot be taken back."""
+    if not config.replace or in_use_bytes <= limits.max_bytes:
+        return limits
+    log.warning("%s are in use: so much is the pool, and not --pool-max", format_size(in_use_bytes))
+    return replace(limits, max_bytes=in_use_bytes)
+
+
+def _state_file(config: Config, driver: PhysicalDriver) -> StateFile:
+    return StateFile(config.state_dir / f"{driver.device.uuid}.tenants.json")
+
+
+def _configured(config: Config, driver: PhysicalDriver, pool_bytes: int) -> dict[str, Reservation]:
+    if config.tenants_path is None:
+        return {}
+    return read_tenants(config.tenants_path, pool_bytes, driver.page_size_bytes, os.geteuid())
+
+
 def _open_book(
     config: Config, stack: AsyncExitStack, driver: PhysicalDriver, pool: Pool, sessions: Sessions
 ) -> TenantBook:
     """Reservations and configured tenants, in force. Raises InvalidRequest, Overcommitted."""
     make_private_directory(config.state_dir)
-    pool_bytes, own_uid = pool.ledger.stock.max_pages * driver.page_size_bytes, os.geteuid()
-    configured = {}
-    if config.tenants_path is not None:
-        configured = read_tenants(config.tenants_path, pool_bytes, driver.page_size_bytes, own_uid)
-    state_file = StateFile(config.state_dir / f"{driver.device.uuid}.tenants.json")
+    configured = _configured(config, driver, pool.ledger.stock.max_pages * driver.page_size_bytes)
+    state_file = _state_file(config, driver)
     stack.enter_context(state_file.held())
-    return TenantBook(pool, state_file, configured, own_uid, sessions.tell_tenant, time.time())
+    return TenantBook(pool, state_file, configured, os.geteuid(), sessions.tell_tenant, time.time())
 
 
 async def _end_reservations(book: TenantBook) -> None:
@@ -220,11 +250,16 @@ async def _end_reservations(book: TenantBook) -> None:
 
 
 async def _serve_sockets(
-    stack: AsyncExitStack, sockets: Sockets, sessions: Sessions, engine: EngineService, admin: AdminService
+    stack: AsyncExitStack,
+    sockets: Sockets,
+    sessions: Sessions,
+    users: Rates,
+    engine: EngineService,
+    admin: AdminService,
 ) -> None:
     """All three doors. Any user may knock at the engines' two, since the handle socket sees who it is."""
     with _umask(0o111):
-        stack.callback(HandleServer(sockets.handles, sessions).close)
+        stack.callback(HandleServer(sockets.handles, sessions, users).close)
         server = grpc.aio.server(options=GRPC_OPTIONS)
         await _serve_grpc(stack, server, sockets.engine, "EngineService", engine)
     with _umask(0o177):
@@ -236,7 +271,13 @@ def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollect
     """Where it serves, or "off"."""
     if config.metrics_address is None:
         return "off"
-    server = MetricsServer(config.metrics_address, config.metrics_access, collector)
+    try:
+        server = MetricsServer(config.metrics_address, config.metrics_access, collector)
+    except InvalidRequest as error:
+        if not config.replace:
+            raise
+        log.error("%s", error)  # engines have no other vattd any more
+        return f"off ({error})"
     stack.push_async_callback(asyncio.get_running_loop().run_in_executor, None, server.close)
     return server.url
 
@@ -291,6 +332,10 @@ async def _serve_grpc(stack: AsyncExitStack, server: grpc.aio.Server, path: Path
         (descriptor.full_name, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
     )
     server.add_insecure_port(f"unix:{path}")
+    if not refuse_descriptors_at(path):
+        log.info(
+            "this kernel cannot refuse descriptors that clients send to %s (Linux 6.16 can): see security.md", path
+        )
     await server.start()
     stack.push_async_callback(server.stop, STOP_GRACE_S)
 

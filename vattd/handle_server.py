@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from vatt.errors import VattError
 from vatt.v1 import vatt_pb2 as pb
+from vattd.closer import Closer, pass_descriptors
 from vattd.handles import HandleConnection
 from vattd.peer import Peer, peer_of
+from vattd.rates import Rates
 from vattd.sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -26,15 +30,17 @@ ACCEPT_RETRY_S = 0.1
 
 
 class HandleServer:
-    """Accepts processes, and refuses those that cannot be watched."""
+    """Accepts processes, and refuses those that cannot be watched. `users` is how fast each user may speak."""
 
-    def __init__(self, path: Path, sessions: Sessions) -> None:
-        self._sessions = sessions
+    def __init__(self, path: Path, sessions: Sessions, users: Rates) -> None:
+        self._sessions, self._users = sessions, users
+        self._closer = Closer()
         self._loop = asyncio.get_running_loop()
         self._connections: set[HandleConnection] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             self._listener.bind(str(path))
+            pass_descriptors(self._listener, False)
             self._listener.listen(128)
         except BaseException:
             self._listener.close()
@@ -43,7 +49,7 @@ class HandleServer:
 
     def close(self) -> None:
         self._loop.remove_reader(self._listener)
-        self._listener.close()
+        self._closer.close(None, [self._listener.detach()])
         for connection in list(self._connections):
             connection.close()
 
@@ -62,16 +68,29 @@ class HandleServer:
             peer = peer_of(accepted)
         except VattError as error:
             log.warning("a peer was refused: %s", error)
-            _refuse(accepted, error)
+            self._refuse(accepted, error, None)
             return
         try:
             self._check_room(peer)
         except VattError as error:
             peer.close()
-            _refuse(accepted, error)
+            self._refuse(accepted, error, peer.uid)
             return
-        connection = HandleConnection(accepted, peer, self._closed)
+        delay_s = partial(self._delay_s, peer.uid)
+        connection = HandleConnection(accepted, peer, self._closed, delay_s, self._closer)
         self._connections.add(connection)
+        wait_s = delay_s(1.0)
+        if wait_s:
+            self._loop.call_later(wait_s, self._welcome, connection)
+        else:
+            self._welcome(connection)
+
+    def _delay_s(self, uid: int, weight: float) -> float:
+        return self._users.delay_s(uid, self._loop.time(), weight)
+
+    def _welcome(self, connection: HandleConnection) -> None:
+        if connection.is_closed:
+            return
         try:
             self._sessions.welcome(connection)
         except OSError:  # it has gone already
@@ -83,7 +102,7 @@ class HandleServer:
         if max(of_peer, self._sessions.count_of(peer.pid)) >= MAX_CONNECTIONS_PER_PROCESS:
             raise VattError(f"this process has {MAX_CONNECTIONS_PER_PROCESS} connections already, the most it can")
         of_user = [connection for connection in self._connections if connection.peer.uid == peer.uid]
-        if len(of_user) >= MAX_CONNECTIONS_PER_USER:
+        if len(of_user) + self._closer.count_of(peer.uid) >= MAX_CONNECTIONS_PER_USER:
             raise VattError(f"uid {peer.uid} has {MAX_CONNECTIONS_PER_USER} connections already, the most it can")
         if sum(connection.source is None for connection in of_user) >= MAX_UNATTACHED_PER_USER:
             raise VattError(
@@ -100,11 +119,8 @@ class HandleServer:
         self._connections.discard(connection)
         self._sessions.disconnected(connection)
 
-
-def _refuse(accepted: socket.socket, error: VattError) -> None:
-    with accepted:
-        try:
-            failure = pb.HandleError(reason=error.reason, message=str(error))
+    def _refuse(self, accepted: socket.socket, error: VattError, uid: int | None) -> None:
+        failure = pb.HandleError(reason=error.reason, message=str(error))
+        with suppress(OSError):  # it has gone already
             accepted.send(pb.HandleWelcome(error=failure).SerializeToString())
-        except OSError:
-            pass  # it has gone already
+        self._closer.close(uid, [accepted.detach()])

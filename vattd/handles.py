@@ -22,8 +22,10 @@ from vatt.errors import InvalidRequest, SystemLimit, VattError
 from vatt.pages import Extent
 from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES
 from vatt.v1 import vatt_pb2 as pb
+from vattd.closer import Closer, pass_descriptors
 from vattd.page_run import PageRun
 from vattd.peer import Peer
+from vattd.rates import RUNS_A_MESSAGE
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +70,26 @@ def parse_run(run: pb.PageRun) -> PageRun:
 
 
 class HandleConnection:
-    """One process's connection. It owns the peer's pidfd until a session takes it over by setting `source`."""
+    """One process's connection. It owns the peer's pidfd until a session takes it over by setting `source`.
 
-    def __init__(self, connection: socket.socket, peer: Peer, on_close: Callable[[HandleConnection], None]) -> None:
+    `delay_s` says how long the message after one so heavy has to wait.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        peer: Peer,
+        on_close: Callable[[HandleConnection], None],
+        delay_s: Callable[[float], float],
+        closer: Closer,
+    ) -> None:
         self.peer = peer
+        self._delay_s, self._closer = delay_s, closer
         self.token = secrets.token_bytes(16)
         self.source: PullSource | None = None
         self._socket, self._on_close = connection, on_close
         self._loop = asyncio.get_running_loop()
-        self._answering: asyncio.Task[None] | None = None
+        self._answering: asyncio.Task[int] | None = None
         self._offers: dict[int, int] = {}  # slabs of an earlier vattd's that the process brought: descriptors by zone
         self.slabs: SlabTaker = NoSlabs()
         self.is_closed = False
@@ -87,6 +100,8 @@ class HandleConnection:
         """Tell the process `facts` and the connection's token."""
         welcome = pb.HandleWelcome(token=self.token)
         welcome.MergeFrom(facts)
+        if self._may_bring:
+            pass_descriptors(self._socket, True)
         self._socket.send(welcome.SerializeToString())
         self._loop.add_reader(self._socket, self._read)
 
@@ -111,7 +126,7 @@ class HandleConnection:
             self._answering.cancel()
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
-        self._socket.close()
+        self._closer.close(self.peer.uid, [self._socket.detach()])
         if self.source is None:
             self.peer.close()
         self._on_close(self)
@@ -131,13 +146,13 @@ class HandleConnection:
             return
         finally:
             # Here and not in the task, which may be cancelled before it begins.
-            for fd in brought:
-                os.close(fd)
+            if brought:
+                self._closer.close(self.peer.uid, brought)
         self._loop.remove_reader(self._socket)
         self._answering = self._loop.create_task(self._answer(*request))
         self._answering.add_done_callback(self._answered)
 
-    def _answered(self, task: asyncio.Task[None]) -> None:
+    def _answered(self, task: asyncio.Task[int]) -> None:
         error = None if task.cancelled() else task.exception()
         if self.is_closed:
             return
@@ -146,12 +161,22 @@ class HandleConnection:
             self.close()
             return
         self._answering = None
-        self._loop.add_reader(self._socket, self._read)
+        delay_s = self._delay_s(1 + task.result() / RUNS_A_MESSAGE)
+        if delay_s:
+            self._loop.call_later(delay_s, self._read_on)
+        else:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if not self.is_closed:
+            self._loop.add_reader(self._socket, self._read)
 
     def _receive(self) -> tuple[bytes, list[int]]:
-        """Descriptors have room only where they may be missed; elsewhere the kernel closes them, which for some (of a
-        file system that another process serves, say) takes as long as somebody likes."""
+        """Raises OSError where descriptors come that cannot be missed: read without room for them, they would be closed
+        here and now, which may take long (see Closer)."""
         if not self._may_bring:
+            if self._socket.recvmsg(1, 0, socket.MSG_PEEK)[2] & socket.MSG_CTRUNC:
+                raise ConnectionAbortedError("descriptors that nobody asked for")
             return self._socket.recv(MAX_HANDLE_PACKET_BYTES + 1), []
         packet, fds, _, _ = socket.recv_fds(
             self._socket, MAX_HANDLE_PACKET_BYTES + 1, MAX_FDS_PER_PACKET, socket.MSG_CMSG_CLOEXEC
@@ -173,7 +198,8 @@ class HandleConnection:
             return pull, error
         return pull, None
 
-    async def _answer(self, pull: pb.HandlePull, refusal: VattError | None) -> None:
+    async def _answer(self, pull: pb.HandlePull, refusal: VattError | None) -> int:
+        """How many descriptors it took."""
         fds: list[int] = []
         try:
             try:
@@ -185,6 +211,7 @@ class HandleConnection:
             except VattError as error:
                 failure = pb.HandleError(reason=error.reason, message=str(error))
                 await self._send(pb.HandleDelivery(pull_id=pull.pull_id, error=failure), [])
+            return len(fds)
         finally:
             for fd in fds:
                 os.close(fd)

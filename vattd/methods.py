@@ -1,12 +1,15 @@
 """A service's methods as gRPC serves them, with a parser that knows what to say to bytes that are no message.
 
 gRPC's own way to register a service logs a traceback for each such request and answers UNKNOWN: whoever may connect
-could fill the disk with our log.
+could fill the disk with our log. And a large message is parsed when its method is ready for it, not at once: while one
+is parsed, the event loop stands still.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -16,42 +19,72 @@ from google.protobuf.message_factory import GetMessageClass
 
 from vatt.errors import InvalidRequest
 
-
-class Malformed:
-    """What a method is given in place of its request."""
-
-    def __init__(self, kind: str) -> None:
-        self.error = InvalidRequest(f"not a {kind}")
+# Few honest messages are so large; this one takes some milliseconds to parse, if it wants to.
+LARGE_BYTES = 64 << 10
+# After a large message, others have the loop for so many times as long as it took.
+OTHERS_SHARE = 3.0
 
 
-def check_well_formed(request: object) -> None:
-    """Each method does this first. Raises InvalidRequest."""
-    if type(request) is Malformed:
-        raise request.error
+class Lane:
+    """Where large messages are parsed, one after the other."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def parse(self, kind: type[Message], body: bytes) -> Message:
+        """Raises DecodeError."""
+        now = asyncio.get_running_loop().time
+        async with self._turn:
+            began_s = now()
+            try:
+                return kind.FromString(body)
+            finally:
+                await asyncio.sleep(OTHERS_SHARE * (now() - began_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Unparsed:
+    """What a method is given in place of its request, if that is large or no message."""
+
+    kind: type[Message]
+    body: bytes
+    lane: Lane
+
+
+async def well_formed(request: Any) -> Any:
+    """The request itself: each method does this first. Raises InvalidRequest."""
+    if type(request) is not Unparsed:
+        return request
+    try:
+        return await request.lane.parse(request.kind, request.body)
+    except DecodeError:
+        raise InvalidRequest(f"not a {request.kind.DESCRIPTOR.name}") from None
 
 
 def methods_of(descriptor: ServiceDescriptor, service: object) -> grpc.GenericRpcHandler:
     """All methods that the descriptor names."""
-    handlers = {}
+    handlers, lane = {}, Lane()
     for method in descriptor.methods:
         make: Any = (
             grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
         )
         handlers[method.name] = make(
             getattr(service, method.name),
-            request_deserializer=_parser_of(GetMessageClass(method.input_type)),
+            request_deserializer=_parser_of(GetMessageClass(method.input_type), lane),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
     return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
 
-def _parser_of(kind: type[Message]) -> Callable[[bytes], Message | Malformed]:
-    from_string, name = kind.FromString, kind.DESCRIPTOR.name
+def _parser_of(kind: type[Message], lane: Lane) -> Callable[[bytes], Message | Unparsed]:
+    from_string = kind.FromString
 
-    def parse(body: bytes) -> Message | Malformed:
+    def parse(body: bytes) -> Message | Unparsed:
+        if len(body) > LARGE_BYTES:
+            return Unparsed(kind, body, lane)
         try:
             return from_string(body)
         except DecodeError:
-            return Malformed(name)
+            return Unparsed(kind, body, lane)
 
     return parse

@@ -69,6 +69,12 @@ class MetricsAccess:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
+    def check_files(self) -> None:
+        """Raises InvalidRequest if one is not what it should be."""
+        self.tls_context()
+        if self.password_file is not None:
+            read_logins(self.password_file)
+
     def guard(self, app: WsgiApp) -> WsgiApp:
         """The same application, behind the passwords if there are any. Raises InvalidRequest."""
         return app if self.password_file is None else Guarded(app, read_logins(self.password_file))

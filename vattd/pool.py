@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from vatt.errors import DeviceLost, PageNotHeld, VattError
+from vatt.errors import DeviceLost, VattError
 from vatt.usage import Usage
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.engines import Engines, NoEngines
+from vattd.exports import Exports
 from vattd.guarantee import Access, Guarantee
 from vattd.ledger import Ledger
 from vattd.lending import Answer, Lending
@@ -80,6 +80,7 @@ class Pool:
         reclaims = Reclaims(rules.reclaim_within_s, rules.kill_after_s)
         self.pressure = Pressure(ledger, self.policy, reclaims, lambda session_id: self.engines.listens(session_id))
         self._lending = Lending(ledger, self.policy, self.pressure, self._workshop, self._upkeep, self._answer, notes)
+        self.exports = Exports(ledger, driver, self._driver_call)
         self._listeners: dict[tuple[str, str], _Listeners] = {}
         self._changed = asyncio.Event()
         self._calm = asyncio.Event()  # nobody is expected to give back what an operator asked for
@@ -214,20 +215,6 @@ class Pool:
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._calm.wait(), wait_s)
 
-    async def export(self, session_id: str, runs: list[PageRun]) -> list[int]:
-        """New file descriptors for pages the session holds, in order; the caller closes them. Raises PageNotHeld."""
-        self._check_held(session_id, runs)
-        page_ids = [page_id for run in runs for page_id in run.extent.page_ids]
-        exporting = asyncio.ensure_future(self._driver_call(Urgency.EXPORT, self._export_all, page_ids))
-        with ExitStack() as undo:
-            # Whatever becomes of the caller, the driver makes the descriptors, and somebody has to close them.
-            undo.callback(exporting.add_done_callback, _close_result)
-            fds = await asyncio.shield(exporting)
-            # The session may have returned the pages meanwhile; then they may be another's by now.
-            self._check_held(session_id, runs)
-            undo.pop_all()
-        return fds
-
     async def memory(self) -> DeviceMemory:
         """Raises DriverError."""
         return await self._driver_call(Urgency.EXPORT, self._driver.memory)
@@ -340,23 +327,3 @@ class Pool:
         except DeviceLost as error:
             self.broken(error)
             raise
-
-    def _check_held(self, session_id: str, runs: Iterable[PageRun]) -> None:
-        for run in runs:
-            if not self.ledger.holds(session_id, run):
-                raise PageNotHeld(f"this session does not lease {run.extent} under generation {run.generation}")
-
-    def _export_all(self, page_ids: list[int]) -> list[int]:
-        with ExitStack() as undo:
-            fds = []
-            for page_id in page_ids:
-                fds.append(self._driver.export(page_id))
-                undo.callback(os.close, fds[-1])
-            undo.pop_all()
-            return fds
-
-
-def _close_result(exporting: asyncio.Future[list[int]]) -> None:
-    if not exporting.cancelled() and exporting.exception() is None:
-        for fd in exporting.result():
-            os.close(fd)

@@ -6,12 +6,13 @@ import logging
 import select
 import signal
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 
 from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
 from vatt.sizes import format_size
 from vatt.sockets import Sockets
-from vattd.journal import JournalFacts, SessionFacts, read_journal
+from vattd.journal import Entry, JournalFacts, SessionFacts, read_journal
 from vattd.peer import peer_of
 
 log = logging.getLogger(__name__)
@@ -19,15 +20,20 @@ log = logging.getLogger(__name__)
 STOP_WITHIN_S = 10.0
 
 
+def pages_in_use(entries: Iterable[Entry]) -> int:
+    """By a journal's word, how many pages a vattd that comes after it has to count at first."""
+    pages = {True: 0, False: 0}
+    for entry in entries:
+        pages[isinstance(entry.facts, SessionFacts)] += entry.page_count
+    return max(pages.values())  # a slab's pages are lent, or idle
+
+
 def replace_running(sockets: Sockets, facts: JournalFacts, max_bytes: int) -> None:
     """End the vattd that runs here, if one does and this one can go on with what it has lent.
 
     Raises InvalidRequest, and it runs on.
     """
-    pages = {True: 0, False: 0}
-    for entry in read_journal(sockets.journal, facts):
-        pages[isinstance(entry.facts, SessionFacts)] += entry.page_count
-    in_use_bytes = max(pages.values()) * facts.page_size_bytes  # a slab's pages are lent, or idle
+    in_use_bytes = pages_in_use(read_journal(sockets.journal, facts)) * facts.page_size_bytes
     if in_use_bytes > max_bytes:
         raise InvalidRequest(
             f"the vattd that runs has {format_size(in_use_bytes)} in use, and this one is to have at most "

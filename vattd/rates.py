@@ -31,18 +31,20 @@ class Rate:
 # 900 each, and one at work less than 300. A user's engines, eight at work, stay below its rate beside others.
 OF_SESSION = Rate(per_s=1_000, burst=2_000)
 OF_USER = Rate(per_s=2_400, burst=2_400)
-# All calls without a session, Attach among them, count as one user's: nobody knows whose they are.
+# Nobody is put off for longer. What one user has waiting at a time is bounded (see service.py), so its rate holds.
+MAX_DELAY_S = 5.0
+# All calls without a session count as one user's, an Attach without a good token too: nobody knows whose they are.
 STRANGERS = -1
 STRANGERS_WEIGHT = 4.0  # and they may have less
 ATTACH_WEIGHT = 4.0  # it costs more than others, and is logged
-RUNS_A_MESSAGE = 64.0  # a return of so many runs counts as a message more
+RUNS_A_MESSAGE = 64.0  # a return of so many runs, or a pull of so many pages, counts as a message more
 
 
 class Rates:
     """Token buckets of those who speak, by key.
 
-    Invariants: nobody is ever granted more than `burst + per_s * t` messages in any time t in which others spoke; who
-    stays below the rate, or is alone, never waits.
+    Invariants: nobody whose messages wait for at most MAX_DELAY_S * per_s together is ever granted more than `burst +
+    per_s * t` messages in any time t in which others spoke; who stays below the rate, or is alone, never waits.
     """
 
     def __init__(self, rate: Rate) -> None:
@@ -65,6 +67,7 @@ class Rates:
         most_s = now_s + rate.burst / rate.per_s
         if self._before[0] is None or now_s - self._before[1] > OTHERS_WITHIN_S:
             free_s = min(free_s, most_s)  # alone: it may have used up what it may, but owes nothing
+        free_s = min(free_s, most_s + MAX_DELAY_S)
         self._free_s[key] = free_s
         if len(self._free_s) > self._sweep_after:
             self._sweep(now_s)

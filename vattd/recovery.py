@@ -16,10 +16,11 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from vatt.errors import InvalidRequest, SessionFenced, VattError
+from vatt.errors import InvalidRequest, SessionFenced, SystemLimit, VattError
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.journal import Entry, Journal, SessionFacts, SlabFacts
 from vattd.ledger import Claimed
@@ -153,12 +154,14 @@ class Recovery:
         claimed = ledger.claim(session_id, runs, final=self.is_final(asyncio.get_running_loop().time()))
         del self._waiting[session_id]
         self.recovered_total += 1
-        await self._inherit(claimed.runs)
         self._left(tenant, claimed.left_pages)
-        self._note_held(session_id)
-        for loser in claimed.losers:
-            self._note_held(loser)
-        self._settle(tenant, session_id)
+        for holder in (session_id, *claimed.losers):
+            with suppress(SystemLimit):  # the journal goes on with more pages than there are, and that does no harm
+                self._journal.note_pages(holder, ledger.held_pages(holder))
+        try:
+            await self._inherit(claimed.runs)
+        finally:  # the session may have ended meanwhile
+            self._settle(tenant, session_id)
         return claimed
 
     def ended(self, session_id: str) -> None:
@@ -209,9 +212,6 @@ class Recovery:
         else:
             self._pool.ledger.stock.drop_left(page_count)
         self._pool.look_again()
-
-    def _note_held(self, session_id: str) -> None:
-        self._journal.note_pages(session_id, self._pool.ledger.held_pages(session_id))
 
     def _settle(self, tenant: str, session_id: str) -> None:
         """One session less is waited for."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -17,12 +18,13 @@ from vatt.protocol import MAX_PAGES_PER_LEASE, MAX_RUNS_PER_MESSAGE, MAX_USAGE_B
 from vatt.usage import Usage
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
+from vattd.crowd import Crowd
 from vattd.handles import parse_run
 from vattd.messages import device_message, seconds
-from vattd.methods import check_well_formed
+from vattd.methods import well_formed
 from vattd.page_run import PageRun
 from vattd.pool import Pool
-from vattd.rates import ATTACH_WEIGHT, OF_SESSION, OF_USER, RUNS_A_MESSAGE, STRANGERS, STRANGERS_WEIGHT, Rates
+from vattd.rates import ATTACH_WEIGHT, OF_SESSION, RUNS_A_MESSAGE, STRANGERS, STRANGERS_WEIGHT, Rates
 from vattd.sessions import Attachment, EngineSession, Sessions
 from vattd.status_codes import abort
 from vattd.wish import Purpose, Wish
@@ -36,6 +38,8 @@ Response = TypeVar("Response")
 
 MAX_WAIT_S = 3600.0
 MAX_REQUEST_ID = 64
+# Of one user: leases that wait for pages, and calls that wait for their turn, take memory.
+MAX_WAITING_OF_USER = 8192
 _PURPOSES = {
     pb.LEASE_PURPOSE_ADMIT: Purpose.ADMIT,
     pb.LEASE_PURPOSE_GROW: Purpose.GROW,
@@ -55,8 +59,7 @@ def rpc(
     @wraps(method)
     async def call(self: Any, request: Request, context: Context) -> Response:
         try:
-            check_well_formed(request)
-            return await method(self, request, context)
+            return await method(self, await well_formed(request), context)
         except VattError as error:
             await abort(context, error)
         except LedgerBug as error:
@@ -70,21 +73,22 @@ def rpc(
 
 
 class EngineService(vatt_pb2_grpc.EngineServiceServicer):
-    """What engines call. It has no admin method."""
+    """What engines call. It has no admin method. `users` is how fast each user may speak, here and elsewhere."""
 
-    def __init__(self, sessions: Sessions, pool: Pool, driver: PhysicalDriver, incarnation: int) -> None:
+    def __init__(self, sessions: Sessions, pool: Pool, driver: PhysicalDriver, incarnation: int, users: Rates) -> None:
         self._sessions, self.pool, self._driver, self._incarnation = sessions, pool, driver, incarnation
-        self._each, self._users = Rates(OF_SESSION), Rates(OF_USER)
+        self._each, self._users = Rates(OF_SESSION), users
+        self._waiting = Crowd(MAX_WAITING_OF_USER)
 
     async def Attach(  # noqa: N802 - gRPC's names
         self, request: pb.AttachRequest, context: Context
     ) -> AsyncIterator[pb.AttachResponse]:
-        attachment = await self._attach(request, context)
+        attachment, key = await self._attach(request, context)
         session, mailbox = attachment.session, attachment.mailbox
         try:
             yield pb.AttachResponse(
                 attached=pb.Attached(
-                    key=_key_of(session, request),
+                    key=key,
                     protocol_version=session.protocol_version,
                     incarnation=self._incarnation,
                     device=device_message(self._driver.device),
@@ -102,34 +106,48 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
                 self._sessions.fence(session)
 
     @rpc
-    async def _attach(self, request: pb.AttachRequest, context: Context) -> Attachment:
-        await self._wait_turn(self._users.delay_s(STRANGERS, asyncio.get_running_loop().time(), ATTACH_WEIGHT))
+    async def _attach(self, request: pb.AttachRequest, context: Context) -> tuple[Attachment, pb.SessionKey]:
+        user = self._sessions.user_of(request.token)
+        await (self._wait_as_stranger(ATTACH_WEIGHT) if user is None else self._wait_turn(user, ATTACH_WEIGHT))
         # What is begun is finished, whether the engine still waits for it or not.
         attaching = asyncio.ensure_future(self._sessions.attach(request, time.time()))
         try:
-            return await asyncio.shield(attaching)
+            attachment = await asyncio.shield(attaching)
         except asyncio.CancelledError:
             attaching.add_done_callback(self._fence_unheard)
             raise
+        return attachment, _key_of(attachment.session, request)
 
-    async def _session_of(self, key: pb.SessionKey, weight: float = 1.0) -> EngineSession:
-        """Raises SessionUnknown. Who speaks too fast waits here."""
-        now_s = asyncio.get_running_loop().time()
+    async def _session_of(self, key: pb.SessionKey, run_count: int = 0) -> EngineSession:
+        """Who speaks, of so many runs. Raises SessionUnknown, InvalidRequest. Who speaks too fast waits here."""
+        if run_count > MAX_RUNS_PER_MESSAGE:
+            raise InvalidRequest(f"at most {MAX_RUNS_PER_MESSAGE} runs at a time, not {run_count}")
+        weight = 1 + run_count / RUNS_A_MESSAGE
         try:
             session = self._sessions.find(key)
         except SessionUnknown:
-            await self._wait_turn(self._users.delay_s(STRANGERS, now_s, weight * STRANGERS_WEIGHT))
+            await self._wait_as_stranger(weight)
             raise
-        of_session = self._each.delay_s(session.session_id, now_s, weight)
-        delay_s = max(of_session, self._users.delay_s(session.peer.uid, now_s, weight))
-        if delay_s:
-            await self._wait_turn(delay_s)
+        if await self._wait_turn(session.peer.uid, weight, session.session_id):
             return self._sessions.find(key)  # it may have ended meanwhile
         return session
 
-    async def _wait_turn(self, delay_s: float) -> None:
-        if delay_s:
+    async def _wait_turn(self, user: int, weight: float, session_id: str | None = None) -> bool:
+        """Returns whether there was anything to wait for. Raises InvalidRequest if too much waits already."""
+        now_s = asyncio.get_running_loop().time()
+        delay_s = self._users.delay_s(user, now_s, weight)
+        if session_id is not None:
+            delay_s = max(delay_s, self._each.delay_s(session_id, now_s, weight))
+        if not delay_s:
+            return False
+        with self._waiting.one_more(user, weight):
             await asyncio.sleep(delay_s)
+        return True
+
+    async def _wait_as_stranger(self, weight: float) -> None:
+        """Before a refusal, which comes at once where too many wait for theirs."""
+        with suppress(InvalidRequest):
+            await self._wait_turn(STRANGERS, weight * STRANGERS_WEIGHT)
 
     def _fence_unheard(self, attaching: asyncio.Future[Attachment]) -> None:
         """The engine broke off before it was answered."""
@@ -141,7 +159,8 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
         session = await self._session_of(request.key)
         wish = _parse_wish(session.session_id, request, asyncio.get_running_loop().time())
         session.check_may_lease(is_repeat=self.pool.ledger.remembers(session.session_id, wish.request_id))
-        runs = await self.pool.lease(wish)
+        with self._waiting.one_more(session.peer.uid):
+            runs = await self.pool.lease(wish)
         return pb.LeasePagesResponse(runs=[self._leased(run) for run in runs])
 
     @rpc
@@ -152,9 +171,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
 
     @rpc
     async def ReturnPages(self, request: pb.ReturnPagesRequest, context: Context) -> pb.ReturnPagesResponse:  # noqa: N802
-        session = await self._session_of(request.key, weight=1 + len(request.runs) / RUNS_A_MESSAGE)
-        if len(request.runs) > MAX_RUNS_PER_MESSAGE:
-            raise InvalidRequest(f"at most {MAX_RUNS_PER_MESSAGE} runs at a time, not {len(request.runs)}")
+        session = await self._session_of(request.key, len(request.runs))
         runs = [parse_run(run) for run in request.runs]
         if sum(run.extent.page_count for run in runs) > MAX_PAGES_PER_LEASE:
             raise InvalidRequest(f"at most {MAX_PAGES_PER_LEASE} pages at a time")

@@ -87,7 +87,7 @@ class EngineSession:
     async def pull(self, runs: list[PageRun]) -> list[int]:
         """The handle socket's side: new file descriptors of pages that this session leases."""
         self.check_not_fenced()
-        return await self.pool.export(self.session_id, runs)
+        return await self.pool.exports.pull(self.session_id, runs, self.peer.uid)
 
     def check_not_fenced(self) -> None:
         if self.fenced:
@@ -194,6 +194,11 @@ class Sessions:
         session.mailbox.put(self._guarantee_of(session.tenant))
         # The letters that this stream reads: a later stream has others.
         return Attachment(session, session.mailbox, refused)
+
+    def user_of(self, token: bytes) -> int | None:
+        """The uid of the process that the token was handed to; None if it is no good (any more)."""
+        connection = self._waiting.get(token)
+        return None if connection is None else connection.peer.uid
 
     def find(self, key: pb.SessionKey) -> EngineSession:
         """Raises SessionUnknown, whether the id or the secret is wrong."""

@@ -44,6 +44,25 @@ class Change:
     until_s: float | None = None  # wall clock; infinity: for good
 
 
+def read_state(
+    state_file: StateFile, configured: Mapping[str, Reservation], page_size_bytes: int, pool_bytes: int, now_s: float
+) -> State:
+    """What the file says and is not over, if it fits the pool with what the configuration says.
+
+    Raises InvalidRequest, Overcommitted."""
+    read = state_file.read()
+    # What ended while no vattd ran must not stand in the way of the others.
+    living = {name: one for name, one in read.reservations.items() if one.until_s is None or one.until_s > now_s}
+    try:
+        check_all({**configured, **living}, page_size_bytes, pool_bytes)
+    except Overcommitted as error:
+        raise Overcommitted(
+            f"{error}. What `vattctl reserve` set is kept in {state_file.path}: start with a larger --pool-max and "
+            "unreserve some, or move the file away"
+        ) from error
+    return State(read.revision, living)
+
+
 class TenantBook:
     """Reservations by tenant, kept in step with the pool and the state file.
 
@@ -66,21 +85,12 @@ class TenantBook:
         self._own_uid, self._on_change = own_uid, on_change
         self._changing = asyncio.Lock()
         self._not_before_s: dict[str, float] = {}  # to try again: reservations that could not be ended
-        read = state_file.read()
-        # What ended while no vattd ran must not stand in the way of the others.
-        living = {name: one for name, one in read.reservations.items() if one.until_s is None or one.until_s > now_s}
-        self._state = State(read.revision, living)
+        page = pool.ledger.page_size_bytes
+        self._state = read_state(state_file, configured, page, pool.ledger.stock.max_pages * page, now_s)
         for name in self._state.reservations.keys() & self._configured.keys():
             log.warning(
                 "tenant %s has what a command set, not what the configuration file says; `unreserve` ends that", name
             )
-        try:
-            self._check(self._state)
-        except Overcommitted as error:
-            raise Overcommitted(
-                f"{error}. What `vattctl reserve` set is kept in {state_file.path}: start with a larger --pool-max and "
-                "unreserve some, or move the file away"
-            ) from error
         for name, reservation in self._all(self._state).items():
             self._apply(name, reservation)
 

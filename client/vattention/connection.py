@@ -25,7 +25,7 @@ from vattention.vmm import uses_mps
 ATTACH_TIMEOUT_S = 10.0
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", protocol.MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", protocol.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", protocol.MAX_REQUEST_BYTES),
     # A channel of one's own: closing it closes this session's connection and nobody else's.
     ("grpc.use_local_subchannel_pool", 1),
     # Repeats are ours to decide (see engine_client), and a Unix socket needs no proxy.

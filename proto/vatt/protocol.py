@@ -8,7 +8,9 @@ ERROR_DOMAIN = "vatt"  # of google.rpc.ErrorInfo
 
 MAX_PAGES_PER_LEASE = 1 << 20
 MAX_RUNS_PER_MESSAGE = 1 << 16
+# Of an answer, and of what is asked: to read the latter costs the daemon time before it knows who asks.
 MAX_MESSAGE_BYTES = 16 << 20
+MAX_REQUEST_BYTES = 4 << 20
 # For each figure of a usage report: more than a process has addresses for, and sums of thousands still fit an int64.
 MAX_USAGE_BYTES = 1 << 48
 

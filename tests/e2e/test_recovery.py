@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -173,6 +175,38 @@ def test_a_vattd_that_could_not_go_on_replaces_none(host: Vattd, options: list[s
         assert words in " ".join(result.stderr.split())
         assert host.process.poll() is None
         session.give_back(session.lease(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--config", "{folder}/bad.toml"], "is not TOML"),
+        (["--pool-max", "8MiB"], "the mins would be 12 MiB"),
+        (["--metrics-cert", "{folder}/bad.toml", "--metrics-key", "{folder}/bad.toml"], "cannot use --metrics-cert"),
+        (["--state-dir", "/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_a_vattd_that_could_not_start_replaces_none(
+    host: Vattd, tmp_path: Path, options: list[str], words: str
+) -> None:
+    (tmp_path / "bad.toml").write_text("[tenants.chat\n")
+    here = ["--socket-dir", str(host.socket_dir)]
+    assert run_command(["vattctl", *here, "reserve", "chat", "--min", "12MiB"]).returncode == 0
+    command = ["vattd", "start", "--gpu", "host", *here, "--metrics-address", "127.0.0.1:0", "--replace"]
+    result = run_command([*command, *(option.format(folder=tmp_path) for option in options)])
+    assert result.returncode == 1
+    assert words in " ".join(result.stderr.split())
+    assert host.process.poll() is None
+    assert host.status().daemon.state == "serving"
+
+
+def test_a_vattd_that_finds_no_place_for_its_metrics_replaces_the_other_and_says_so(host: Vattd) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        host.start("--replace", "--metrics-address", f"127.0.0.1:{taken.getsockname()[1]}")
+        assert host.ready["metrics"].startswith("off (cannot serve metrics on 127.0.0.1:")
+        assert host.status().daemon.state == "serving"
 
 
 def test_without_a_vattd_to_replace_one_is_started(host: Vattd) -> None:

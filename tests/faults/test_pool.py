@@ -104,7 +104,7 @@ async def exporting(bench: Bench) -> Act:
     runs = await bench.lease("s", 3)
 
     async def act() -> None:
-        for fd in await bench.pool.export("s", runs):
+        for fd in await bench.pool.exports.pull("s", runs, "user"):
             os.close(fd)
 
     return act

@@ -346,8 +346,9 @@ def test_pages_returned_while_they_are_exported_are_not_handed_out() -> None:
         bench.pool.open_session("s", "a", 0)
         runs = await bench.lease("s", 4)
         before = len(os.listdir("/proc/self/fd"))
-        pull = asyncio.create_task(bench.pool.export("s", runs))
-        await asyncio.sleep(0)  # the pull has been checked, and waits for the driver
+        pull = asyncio.create_task(bench.pool.exports.pull("s", runs, "user"))
+        for _ in range(2):
+            await asyncio.sleep(0)  # the pull has been checked, and waits for the driver
         bench.pool.give_back("s", runs)
         with pytest.raises(PageNotHeld):
             await pull
@@ -365,7 +366,7 @@ def test_an_export_that_fails_half_way_leaves_no_descriptor_open() -> None:
         driver.fail = fail_on("export", DriverError("no"), after=2)
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(DriverError):
-            await bench.pool.export("s", runs)
+            await bench.pool.exports.pull("s", runs, "user")
         assert len(os.listdir("/proc/self/fd")) == before
 
     at_work(driver, story)
@@ -379,7 +380,7 @@ def test_descriptors_of_a_pull_whose_caller_has_gone_are_closed(before_the_drive
         bench.pool.open_session("s", "a", 0)
         runs = await bench.lease("s", 4)
         before = len(os.listdir("/proc/self/fd"))
-        pull = asyncio.create_task(bench.pool.export("s", runs))
+        pull = asyncio.create_task(bench.pool.exports.pull("s", runs, "user"))
         await asyncio.sleep(0)
         if not before_the_driver:
             await bench.until(lambda: driver.calls.count("export") == 4)
@@ -400,11 +401,11 @@ def test_a_device_lost_in_an_export_ends_lending() -> None:
         runs = await bench.lease("s", 1)
         driver.fail = fail_on("export", DeviceLost("gone"))
         with pytest.raises(DeviceLost):
-            await bench.pool.export("s", runs)
+            await bench.pool.exports.pull("s", runs, "user")
         with pytest.raises(DeviceLost):
             await bench.lease("s", 1)
         with pytest.raises(DeviceLost):
-            await bench.pool.export("s", runs)
+            await bench.pool.exports.pull("s", runs, "user")
         assert len(bench.broken) == 1, "every call meets it, and one is told"
 
     at_work(driver, story)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vattd.rates import OTHERS_WITHIN_S, SWEEP_AFTER, Rate, Rates
+from vattd.rates import MAX_DELAY_S, OTHERS_WITHIN_S, SWEEP_AFTER, Rate, Rates
 
 RATE = Rate(per_s=100, burst=20)
 # Who speaks, and how long after the one before.
@@ -45,6 +45,14 @@ def test_who_is_alone_never_waits_and_owes_nothing_when_another_comes(count: int
         assert rates.delay_s("alone", now_s) == 0
     rates.delay_s("other", now_s)
     assert rates.delay_s("alone", now_s) <= 1.001 / RATE.per_s
+
+
+def test_nobody_is_put_off_for_ever_whatever_was_said() -> None:
+    rates = Rates(RATE)
+    rates.delay_s("other", 1000.0)
+    assert rates.delay_s("a", 1000.0, weight=1e9) == MAX_DELAY_S
+    assert rates.delay_s("a", 1000.0) == MAX_DELAY_S
+    assert rates.delay_s("a", 1000.0 + MAX_DELAY_S + 1) == 0
 
 
 def test_a_heavy_message_counts_as_many() -> None:

@@ -14,13 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.vattd.fake_driver import FakeDriver
-from vatt.errors import InvalidRequest, PoolExhausted
+from vatt.errors import InvalidRequest, PoolExhausted, SessionFenced, SystemLimit
 from vatt.pages import ZONE_PAGES, Extent
 from vatt.protocol import GENERATION_BITS
 from vattd.driver_thread import DriverThread, Urgency
@@ -76,10 +77,12 @@ class Memory(FakeDriver):
 
 
 class AtOnce:
-    """The driver thread, but that everything happens at once."""
+    """The driver thread, but that everything happens at once, and is told a moment later."""
 
     async def run(self, urgency: Urgency, call: Callable[..., Any], *args: Any) -> Any:
-        return call(*args)
+        result = call(*args)
+        await asyncio.sleep(0)
+        return result
 
 
 @dataclass(eq=False)
@@ -303,11 +306,13 @@ class RecoveryMachine(RuleBasedStateMachine):
         self.free_unreachable()
 
     @precondition(lambda self: self.server is not None)
-    @rule(data=st.data())
-    def re_attach(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), disk_is_full=st.booleans())
+    def re_attach(self, data: st.DataObject, disk_is_full: bool) -> None:
         engine = self.some(data, lambda engine: not engine.is_attached)
         if engine is not None:
-            self.re_attach_one(engine)
+            full = SystemLimit("no room is left for the journal") if disk_is_full else None
+            with patch.object(self.up.journal, "note_pages", wraps=self.up.journal.note_pages, side_effect=full):
+                self.re_attach_one(engine)
 
     def re_attach_one(self, engine: Engine) -> None:
         if self.up.recovery.awaits(engine.session_id):
@@ -361,6 +366,21 @@ class RecoveryMachine(RuleBasedStateMachine):
                 for page_id in claimed:
                     loser.held.pop(page_id, None)
         self.remove(engine)
+
+    @precondition(lambda self: self.server is not None)
+    @rule(data=st.data(), turns=st.integers(0, 4))
+    def die_while_claiming(self, data: st.DataObject, turns: int) -> None:
+        engine = self.some(data, lambda engine: self.up.recovery.awaits(engine.session_id))
+        if engine is None:
+            return
+        slabs = {} if self.recycles else {page_id // ZONE_PAGES: -1 for page_id in engine.held}
+        claim = self.loop.create_task(self.up.recovery.claim(engine.session_id, runs_of(engine.held), slabs))
+        for _ in range(turns):
+            self.loop.run_until_complete(asyncio.sleep(0))
+        self.remove(engine)
+        with suppress(SessionFenced):  # it had ended before vattd looked at its claim
+            self.loop.run_until_complete(claim)
+        self.work()
 
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
