@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
-from vatt.errors import InvalidRequest
+from vatt.errors import TooBusy
 
 
 class Crowd:
@@ -21,10 +21,10 @@ class Crowd:
 
     @contextmanager
     def one_more(self, user: Hashable, weight: float = 1.0) -> Iterator[None]:
-        """A call waits as long as the block runs. Raises InvalidRequest if there is no room."""
+        """A call waits as long as the block runs. Raises TooBusy if there is no room."""
         before = self._weights.get(user, 0.0)
         if before and before + weight > self._most:
-            raise InvalidRequest(f"{before:.0f} calls of this user wait already, the most that may: let some end first")
+            raise TooBusy(f"{before:.0f} calls of this user wait already: retry when some have been answered")
         self._weights[user] = before + weight
         try:
             yield

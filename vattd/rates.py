@@ -31,8 +31,9 @@ class Rate:
 # 900 each, and one at work less than 300. A user's engines, eight at work, stay below its rate beside others.
 OF_SESSION = Rate(per_s=1_000, burst=2_000)
 OF_USER = Rate(per_s=2_400, burst=2_400)
-# Nobody is put off for longer. What one user has waiting at a time is bounded (see service.py), so its rate holds.
-MAX_DELAY_S = 5.0
+# Nobody is put off for longer: clients wait for two seconds. Its rate holds all the same for who has no more waiting at
+# a time than the rate grants in that time, and the service sees to that.
+MAX_DELAY_S = 1.5
 # All calls without a session count as one user's, an Attach without a good token too: nobody knows whose they are.
 STRANGERS = -1
 STRANGERS_WEIGHT = 4.0  # and they may have less

@@ -32,6 +32,8 @@ from vattention.vmm.driver import PhysicalDriver
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+# After memory could not be given back.
+SWEEP_AGAIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Recovery:
         self._pool, self._driver, self._thread, self._journal = pool, driver, thread, journal
         self._grace_until_s = grace_until_s
         self._waiting: dict[str, Survivor] = {}
+        self._claiming: set[str] = set()  # of these, and of some that have ended since
         self._remains: dict[str, _Remains] = {}  # by tenant
         self._sweeping: set[asyncio.Task[None]] = set()
         self.recovered_total = self.lost_total = 0
@@ -143,25 +146,32 @@ class Recovery:
     async def claim(self, session_id: str, runs: Sequence[PageRun], slabs: Mapping[int, int]) -> Claimed:
         """The session says what it holds, and brings these slabs: descriptors by zone, which stay the caller's.
 
-        Raises InvalidRequest for what cannot be, and the session may try again. Not to be cancelled.
+        Raises InvalidRequest for what cannot be, and SessionFenced where it is claiming already; the session may try
+        again. Not to be cancelled.
         """
-        survivor = self._waiting[session_id]
-        tenant = survivor.facts.tenant
+        if session_id in self._claiming:
+            raise SessionFenced(f"session {session_id} is being resumed over another connection: re-attach")
+        tenant = self._waiting[session_id].facts.tenant
+        self._claiming.add(session_id)
+        try:
+            return await self._claim(session_id, tenant, runs, slabs)
+        finally:
+            self._claiming.remove(session_id)
+            if session_id not in self._waiting:
+                self._settle(tenant, session_id)
+
+    async def _claim(self, session_id: str, tenant: str, runs: Sequence[PageRun], slabs: Mapping[int, int]) -> Claimed:
         await self._adopt(tenant, {run.extent.zone for run in runs}, slabs)
-        if session_id not in self._waiting:  # it ended meanwhile, or was quicker over another connection
-            raise SessionFenced(f"session {session_id} ended meanwhile, or was resumed elsewhere: re-attach")
+        if session_id not in self._waiting:
+            raise SessionFenced(f"session {session_id} has ended")
         ledger = self._pool.ledger
         claimed = ledger.claim(session_id, runs, final=self.is_final(asyncio.get_running_loop().time()))
         del self._waiting[session_id]
         self.recovered_total += 1
         self._left(tenant, claimed.left_pages)
         for holder in (session_id, *claimed.losers):
-            with suppress(SystemLimit):  # the journal goes on with more pages than there are, and that does no harm
-                self._journal.note_pages(holder, ledger.held_pages(holder))
-        try:
-            await self._inherit(claimed.runs)
-        finally:  # the session may have ended meanwhile
-            self._settle(tenant, session_id)
+            self._note_pages(holder, ledger.held_pages(holder))
+        await self._inherit(claimed.runs)  # meanwhile the session may end
         return claimed
 
     def ended(self, session_id: str) -> None:
@@ -171,7 +181,8 @@ class Recovery:
             return
         self.lost_total += 1
         self._left(survivor.facts.tenant, survivor.page_count)
-        self._settle(survivor.facts.tenant, session_id)
+        if session_id not in self._claiming:  # else its slabs may be on their way in
+            self._settle(survivor.facts.tenant, session_id)
 
     async def close(self) -> None:
         for task in self._sweeping:
@@ -213,6 +224,11 @@ class Recovery:
             self._pool.ledger.stock.drop_left(page_count)
         self._pool.look_again()
 
+    def _note_pages(self, key: str | int, page_count: int) -> None:
+        """Fewer than it knew of: if it cannot be told, its word does no harm."""
+        with suppress(SystemLimit):
+            self._journal.note_pages(key, page_count)
+
     def _settle(self, tenant: str, session_id: str) -> None:
         """One session less is waited for."""
         remains = self._remains.get(tenant)
@@ -222,21 +238,33 @@ class Recovery:
         if not remains.waiting:
             task = asyncio.get_running_loop().create_task(self._sweep(tenant, remains))
             self._sweeping.add(task)
-            task.add_done_callback(self._sweeping.discard)
+            task.add_done_callback(self._swept)
+
+    def _swept(self, task: asyncio.Task[None]) -> None:
+        self._sweeping.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._pool.broken(error)
 
     async def _sweep(self, tenant: str, remains: _Remains) -> None:
         """All that is held has been named: give back the memory of the rest."""
-        try:
-            for zone in remains.adopted:
-                sweep = await self._call(self._driver.sweeper, zone)
-                await asyncio.to_thread(sweep)
-        except VattError as error:
-            log.error("idle memory of an earlier vattd stays taken (tenant %s): %s", tenant, error)
-            return
+        for zone in remains.adopted:
+            await self._sweep_zone(tenant, zone)
         self._pool.ledger.stock.drop_left(remains.left_pages)
         self._forget(tenant)
         log.info("tenant %s: %d idle pages of an earlier vattd went back to the device", tenant, remains.left_pages)
         self._pool.look_again()
+
+    async def _sweep_zone(self, tenant: str, zone: int) -> None:
+        while True:
+            try:
+                sweep = await self._call(self._driver.sweeper, zone)
+                await asyncio.to_thread(sweep)
+            except VattError as error:
+                log.error("idle memory of an earlier vattd is taken yet (tenant %s): %s", tenant, error)
+                await asyncio.sleep(SWEEP_AGAIN_S)
+            else:
+                return
 
     def _forget(self, tenant: str) -> None:
         """Slabs that nobody brought are nobody's; the others go when the last page that is held in them is back."""
@@ -245,7 +273,7 @@ class Recovery:
         for zone in remains.slabs:
             if zone in remains.adopted:
                 stock.old_zones.await_end_of(zone)
-                self._journal.note_pages(zone, stock.backed_in(zone))
+                self._note_pages(zone, stock.backed_in(zone))
             else:
                 stock.old_zones.forget(zone)
                 self._journal.drop(zone)

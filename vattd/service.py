@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from vatt.errors import InvalidRequest, SessionUnknown, VattError
+from vatt.errors import InvalidRequest, SessionUnknown, TooBusy, VattError
 from vatt.pages import LedgerBug
 from vatt.protocol import MAX_PAGES_PER_LEASE, MAX_RUNS_PER_MESSAGE, MAX_USAGE_BYTES
 from vatt.usage import Usage
@@ -24,7 +24,16 @@ from vattd.messages import device_message, seconds
 from vattd.methods import well_formed
 from vattd.page_run import PageRun
 from vattd.pool import Pool
-from vattd.rates import ATTACH_WEIGHT, OF_SESSION, RUNS_A_MESSAGE, STRANGERS, STRANGERS_WEIGHT, Rates
+from vattd.rates import (
+    ATTACH_WEIGHT,
+    MAX_DELAY_S,
+    OF_SESSION,
+    OF_USER,
+    RUNS_A_MESSAGE,
+    STRANGERS,
+    STRANGERS_WEIGHT,
+    Rates,
+)
 from vattd.sessions import Attachment, EngineSession, Sessions
 from vattd.status_codes import abort
 from vattd.wish import Purpose, Wish
@@ -38,7 +47,7 @@ Response = TypeVar("Response")
 
 MAX_WAIT_S = 3600.0
 MAX_REQUEST_ID = 64
-# Of one user: leases that wait for pages, and calls that wait for their turn, take memory.
+# Leases of one user that wait for pages.
 MAX_WAITING_OF_USER = 8192
 _PURPOSES = {
     pb.LEASE_PURPOSE_ADMIT: Purpose.ADMIT,
@@ -78,7 +87,8 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     def __init__(self, sessions: Sessions, pool: Pool, driver: PhysicalDriver, incarnation: int, users: Rates) -> None:
         self._sessions, self.pool, self._driver, self._incarnation = sessions, pool, driver, incarnation
         self._each, self._users = Rates(OF_SESSION), users
-        self._waiting = Crowd(MAX_WAITING_OF_USER)
+        self._leasing = Crowd(MAX_WAITING_OF_USER)
+        self._too_fast = Crowd(OF_USER.per_s * MAX_DELAY_S)
 
     async def Attach(  # noqa: N802 - gRPC's names
         self, request: pb.AttachRequest, context: Context
@@ -96,7 +106,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
                     max_pages_per_lease=MAX_PAGES_PER_LEASE,
                     max_runs_per_message=MAX_RUNS_PER_MESSAGE,
                     pool_pages=self.pool.ledger.stock.max_pages,
-                    refused_claims=[_page_run(run) for run in attachment.refused_claims],
+                    refused_claims=[_page_run(run) for run in session.refused_claims],
                 )
             )
             async for letter in mailbox.letters():
@@ -119,7 +129,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
         return attachment, _key_of(attachment.session, request)
 
     async def _session_of(self, key: pb.SessionKey, run_count: int = 0) -> EngineSession:
-        """Who speaks, of so many runs. Raises SessionUnknown, InvalidRequest. Who speaks too fast waits here."""
+        """Who speaks of so many runs; if too fast, it waits here. Raises SessionUnknown, InvalidRequest, TooBusy."""
         if run_count > MAX_RUNS_PER_MESSAGE:
             raise InvalidRequest(f"at most {MAX_RUNS_PER_MESSAGE} runs at a time, not {run_count}")
         weight = 1 + run_count / RUNS_A_MESSAGE
@@ -133,20 +143,20 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
         return session
 
     async def _wait_turn(self, user: int, weight: float, session_id: str | None = None) -> bool:
-        """Returns whether there was anything to wait for. Raises InvalidRequest if too much waits already."""
+        """Returns whether there was anything to wait for. Raises TooBusy."""
         now_s = asyncio.get_running_loop().time()
         delay_s = self._users.delay_s(user, now_s, weight)
         if session_id is not None:
             delay_s = max(delay_s, self._each.delay_s(session_id, now_s, weight))
         if not delay_s:
             return False
-        with self._waiting.one_more(user, weight):
+        with self._too_fast.one_more(user, weight):
             await asyncio.sleep(delay_s)
         return True
 
     async def _wait_as_stranger(self, weight: float) -> None:
         """Before a refusal, which comes at once where too many wait for theirs."""
-        with suppress(InvalidRequest):
+        with suppress(TooBusy):
             await self._wait_turn(STRANGERS, weight * STRANGERS_WEIGHT)
 
     def _fence_unheard(self, attaching: asyncio.Future[Attachment]) -> None:
@@ -159,7 +169,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
         session = await self._session_of(request.key)
         wish = _parse_wish(session.session_id, request, asyncio.get_running_loop().time())
         session.check_may_lease(is_repeat=self.pool.ledger.remembers(session.session_id, wish.request_id))
-        with self._waiting.one_more(session.peer.uid):
+        with self._leasing.one_more(session.peer.uid):
             runs = await self.pool.lease(wish)
         return pb.LeasePagesResponse(runs=[self._leased(run) for run in runs])
 

@@ -71,6 +71,7 @@ class EngineSession:
     fenced: bool = False
     evicted: bool = False  # an operator asked it to leave
     secret: bytes = b""  # known where the session was born
+    refused_claims: Sequence[PageRun] = ()  # what another session claims as well: told whenever it attaches
 
     @property
     def session_id(self) -> str:
@@ -106,7 +107,6 @@ class Attachment:
 
     session: EngineSession
     mailbox: Mailbox
-    refused_claims: Sequence[PageRun]
 
 
 class Sessions:
@@ -182,18 +182,17 @@ class Sessions:
         connection = self._waiting.get(bytes(request.token))
         if connection is None:
             raise TokenRefused("not a token of this vattd, or used already: connect to the handle socket anew")
-        refused: Sequence[PageRun] = ()
         if request.HasField("resume"):
             session = self._find_to_resume(request, connection)
             if self._recovery.awaits(session.session_id):
-                refused = await self._claim(session, request.claims, connection)
+                await self._claim(session, request.claims, connection)
             self._resume(session, connection)
         else:
             session = self._open(request, connection, version, now_s)
         self._waiting.pop(connection.token, None)  # good once
         session.mailbox.put(self._guarantee_of(session.tenant))
         # The letters that this stream reads: a later stream has others.
-        return Attachment(session, session.mailbox, refused)
+        return Attachment(session, session.mailbox)
 
     def user_of(self, token: bytes) -> int | None:
         """The uid of the process that the token was handed to; None if it is no good (any more)."""
@@ -347,10 +346,8 @@ class Sessions:
         self._sessions[session.session_id] = session
         asyncio.get_running_loop().add_reader(session.peer.pidfd, self._exited, session)
 
-    async def _claim(
-        self, session: EngineSession, claims: Iterable[pb.PageRun], connection: HandleConnection
-    ) -> Sequence[PageRun]:
-        """A session of an earlier vattd says what it holds. Returns what it does not hold after all."""
+    async def _claim(self, session: EngineSession, claims: Iterable[pb.PageRun], connection: HandleConnection) -> None:
+        """A session of an earlier vattd says what it holds."""
         runs = [parse_run(run) for run in claims]
         slabs = connection.take_offers()
         try:
@@ -366,7 +363,7 @@ class Sessions:
         log.info("session %s of an earlier vattd holds %d pages", session.session_id, pages)
         if claimed.refused:
             log.error("session %s claims what another session claims too: %s", session.session_id, claimed.refused)
-        return claimed.refused
+        session.refused_claims = claimed.refused
 
     def _find_to_resume(self, request: pb.AttachRequest, connection: HandleConnection) -> EngineSession:
         session = self.find(request.resume)
@@ -378,8 +375,10 @@ class Sessions:
         return session
 
     def _resume(self, session: EngineSession, connection: HandleConnection) -> None:
-        if session.session_id not in self._sessions or connection.is_closed or connection.source is not None:
-            raise SessionUnknown(f"session {session.session_id} or its connection ended meanwhile")
+        if session.session_id not in self._sessions:
+            raise SessionUnknown(f"session {session.session_id} ended meanwhile")
+        if connection.is_closed or connection.source is not None:
+            raise SessionFenced(f"session {session.session_id}: its connection ended meanwhile; re-attach")
         old_connection, old_mailbox = session.connection, session.mailbox
         connection.peer.close()  # the session has its own pidfd of this process
         connection.attach(session)

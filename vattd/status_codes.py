@@ -18,6 +18,7 @@ _CODES: dict[type[errors.VattError], grpc.StatusCode] = {
     errors.LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OutOfMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.SystemLimit: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooBusy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.LeaseCancelled: grpc.StatusCode.ABORTED,
     errors.SessionUnknown: grpc.StatusCode.NOT_FOUND,
     errors.PageNotHeld: grpc.StatusCode.NOT_FOUND,

@@ -69,16 +69,7 @@ class Stock:
         """Does no page, idle or worked on, belong to this shelf? The caller knows that none is lent."""
         if self.shares_zone:
             return not shelf.dirty.page_count
-        worked_on = (
-            self._creating,
-            self._scrubbing,
-            self._destroying,
-            self._quarantined,
-            self._broken,
-        )
-        zones = {extent.zone for pages in worked_on for extent in pages}
-        idle = (shelf.dirty, shelf.zone.clean, shelf.zone.fresh)
-        return not any(pages.page_count for pages in idle) and shelf.zone.number not in zones
+        return not shelf.zone.backed_pages
 
     def close_shelf(self, shelf: Shelf) -> list[int]:
         """Forget a bare shelf. Returns the zones whose ids will never be used again."""
@@ -321,7 +312,7 @@ class Stock:
     def capacity_pages(self) -> int:
         """What could be lent at one time: less than the limit while the device gives no more."""
         most = self.max_pages if self._short_pages is None else self._short_pages
-        return most - self._lost_pages
+        return most - self._lost_pages - self._left_pages
 
     @property
     def is_short(self) -> bool:

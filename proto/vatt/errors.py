@@ -17,6 +17,7 @@ VattError
 ├── PageNotHeld             a page that this session does not lease
 ├── VersionUnsupported      no wire version in common
 ├── MpsRefused              the process uses its GPU through an MPS server
+├── TooBusy                 more calls of this user wait than may; retry with backoff
 ├── ShuttingDown            vattd is about to stop
 ├── Draining                vattd takes no new requests until it is resumed
 ├── DaemonUnreachable       nobody answers at the socket
@@ -154,6 +155,12 @@ class MpsRefused(VattError):
     """The process uses its GPU through an MPS server, where its end does not prove that its kernels have ended."""
 
     reason = "MPS_REFUSED"
+
+
+class TooBusy(VattError):
+    """More of this user's calls wait than may; nothing was done. Retry with backoff."""
+
+    reason = "TOO_BUSY"
 
 
 class ShuttingDown(VattError):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vatt.errors import InvalidRequest
+from vatt.errors import TooBusy
 from vattd.crowd import Crowd
 
 
@@ -19,7 +19,7 @@ def test_a_user_has_so_much_waiting_and_no_more(weights: list[tuple[str, int]]) 
         for user, parts in weights:
             weight = parts / 64
             if waiting[user] and waiting[user] + weight > 20:
-                with pytest.raises(InvalidRequest, match="wait already"), crowd.one_more(user, weight):
+                with pytest.raises(TooBusy, match="wait already"), crowd.one_more(user, weight):
                     pass
             else:
                 all_of_them.enter_context(crowd.one_more(user, weight))
@@ -31,7 +31,7 @@ def test_a_user_has_so_much_waiting_and_no_more(weights: list[tuple[str, int]]) 
 def test_one_that_is_heavier_than_all_that_may_wait_waits_alone() -> None:
     crowd = Crowd(20)
     with crowd.one_more("a", 30):
-        with pytest.raises(InvalidRequest), crowd.one_more("a"):
+        with pytest.raises(TooBusy), crowd.one_more("a"):
             pass
         with crowd.one_more("b"):
             pass

@@ -26,7 +26,7 @@ from vatt.pages import ZONE_PAGES, Extent
 from vatt.protocol import GENERATION_BITS
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.journal import Journal, JournalFacts, SessionFacts
-from vattd.ledger import Ledger
+from vattd.ledger import Claimed, Ledger
 from vattd.page_notes import JournalNotes
 from vattd.page_run import PageRun, runs_of
 from vattd.pool import Pool
@@ -113,7 +113,6 @@ class Engine:
     owed_cancels: list[str] = field(default_factory=list)
     owed_returns: list[PageRun] = field(default_factory=list)
     is_attached: bool = True
-    lies: bool = False  # it has claimed what is not its own
 
 
 class RecoveryMachine(RuleBasedStateMachine):
@@ -127,6 +126,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         self.seen: dict[int, int] = {}  # every page that an engine ever had, and its last generation
         self.numbers = itertools.count(1)
         self.incarnation = 0
+        self.has_lied = False
         self.server: Server | None = None
         self.start()
 
@@ -316,18 +316,24 @@ class RecoveryMachine(RuleBasedStateMachine):
 
     def re_attach_one(self, engine: Engine) -> None:
         if self.up.recovery.awaits(engine.session_id):
-            slabs = {} if self.recycles else {page_id // ZONE_PAGES: -1 for page_id in engine.held}
-            claim = self.up.recovery.claim(engine.session_id, runs_of(engine.held), slabs)
-            claimed = self.loop.run_until_complete(claim)
-            for run in claimed.refused:  # it knows now that these are not its own
-                for page_id in run.extent.page_ids:
-                    assert any(other.lies for other in self.engines) or self.has_lied
-                    del engine.held[page_id]
+            claim = self.up.recovery.claim(engine.session_id, runs_of(engine.held), self.slabs_of(engine))
+            self.took_in_claim(engine, self.loop.run_until_complete(claim))
+            return
         engine.incarnation, engine.is_attached = self.incarnation, True
         self.work()
         self.free_unreachable()
 
-    has_lied = False
+    def slabs_of(self, engine: Engine) -> dict[int, int]:
+        return {} if self.recycles else {page_id // ZONE_PAGES: -1 for page_id in engine.held}
+
+    def took_in_claim(self, engine: Engine, claimed: Claimed) -> None:
+        for run in claimed.refused:  # it knows now that these are not its own
+            for page_id in run.extent.page_ids:
+                assert self.has_lied
+                del engine.held[page_id]
+        engine.incarnation, engine.is_attached = self.incarnation, True
+        self.work()
+        self.free_unreachable()
 
     @precondition(lambda self: self.server is not None)
     @rule(data=st.data())
@@ -344,7 +350,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         never = {(2 << 40) + 5: 3, 1: 9 << GENERATION_BITS, 2: 1}
         everything = data.draw(st.sampled_from([theirs, self.seen, never])) or never
         claimed = data.draw(st.sets(st.sampled_from(sorted(everything)), min_size=1, max_size=4))
-        slabs = {} if self.recycles else {page_id // ZONE_PAGES: -1 for page_id in engine.held}
+        slabs = self.slabs_of(engine)
         runs = runs_of({page_id: everything[page_id] for page_id in claimed})
         before = self.up.ledger.snapshot()
         try:
@@ -353,7 +359,7 @@ class RecoveryMachine(RuleBasedStateMachine):
             assert self.up.ledger.snapshot() == before
             return
         # From now on it is no honest engine: what it has mapped it has no right to, and it ends.
-        RecoveryMachine.has_lied = True
+        self.has_lied = True
         for run in answer.runs:
             for other in self.engines:
                 if other is not engine and not other.held.keys().isdisjoint(run.extent.page_ids):
@@ -368,12 +374,34 @@ class RecoveryMachine(RuleBasedStateMachine):
         self.remove(engine)
 
     @precondition(lambda self: self.server is not None)
+    @rule()
+    def the_grace_ends(self) -> None:
+        self.up.recovery._grace_until_s = 0
+
+    @precondition(lambda self: self.server is not None)
+    @rule(data=st.data(), turns=st.integers(0, 4))
+    def claim_twice(self, data: st.DataObject, turns: int) -> None:
+        """Over two connections, since the answer to the first took too long: one of them is it."""
+        engine = self.some(data, lambda engine: self.up.recovery.awaits(engine.session_id))
+        if engine is None:
+            return
+        slabs = self.slabs_of(engine)
+        first = self.loop.create_task(self.up.recovery.claim(engine.session_id, runs_of(engine.held), slabs))
+        for _ in range(turns):
+            self.loop.run_until_complete(asyncio.sleep(0))
+        if self.up.recovery.awaits(engine.session_id):
+            second = self.up.recovery.claim(engine.session_id, runs_of(engine.held), slabs)
+            answers = self.loop.run_until_complete(asyncio.gather(first, second, return_exceptions=True))
+            assert sum(isinstance(answer, SessionFenced) for answer in answers) == 1, answers
+        self.took_in_claim(engine, self.loop.run_until_complete(first))
+
+    @precondition(lambda self: self.server is not None)
     @rule(data=st.data(), turns=st.integers(0, 4))
     def die_while_claiming(self, data: st.DataObject, turns: int) -> None:
         engine = self.some(data, lambda engine: self.up.recovery.awaits(engine.session_id))
         if engine is None:
             return
-        slabs = {} if self.recycles else {page_id // ZONE_PAGES: -1 for page_id in engine.held}
+        slabs = self.slabs_of(engine)
         claim = self.loop.create_task(self.up.recovery.claim(engine.session_id, runs_of(engine.held), slabs))
         for _ in range(turns):
             self.loop.run_until_complete(asyncio.sleep(0))

@@ -24,6 +24,7 @@ vatt.errors, and its numbers as metadata. Every method may answer:
   NOT_FOUND           SESSION_UNKNOWN      id or secret wrong, or the session ended: attach again
   UNAVAILABLE         SHUTTING_DOWN        vattd is about to stop: keep what is mapped, attach to the next one
                       DRAINING             an operator has this vattd drained: no new requests, until it is resumed
+  RESOURCE_EXHAUSTED  TOO_BUSY             too many calls of this user wait: retry with backoff
   INTERNAL            INTERNAL             a bug of ours; the daemon goes on
   DATA_LOSS           DEVICE_LOST          the device is gone for vattd: nothing is lent any more
 Sizes are in bytes and counts in pages, as the names say. A field without "Unset:" is required.
