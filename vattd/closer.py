@@ -8,39 +8,9 @@ lets us refuse descriptors altogether (SO_PASSRIGHTS); before, only a thread tha
 from __future__ import annotations
 
 import os
-import socket
-import stat
 import threading
 from collections import deque
 from collections.abc import Hashable, Iterable
-from contextlib import suppress
-from pathlib import Path
-
-SO_PASSRIGHTS = 83  # asm-generic/socket.h; Python has no name for it yet
-
-
-def pass_descriptors(connection: socket.socket, allowed: bool) -> bool:
-    """May processes send descriptors over this socket, and those that it accepts? Who may not gets EPERM.
-
-    False: the kernel cannot be told.
-    """
-    try:
-        connection.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, int(allowed))
-    except OSError:
-        return False
-    return True
-
-
-def refuse_descriptors_at(path: Path) -> bool:
-    """As `pass_descriptors`, for the socket that this process has bound there, whoever in it holds it."""
-    refused = False
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # it was that of the folder
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                with socket.socket(fileno=os.dup(int(name))) as found:
-                    if found.family == socket.AF_UNIX and found.getsockname() == str(path):
-                        refused = pass_descriptors(found, False) or refused
-    return refused
 
 
 class Closer:

@@ -8,32 +8,25 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
-from dataclasses import replace
-from pathlib import Path
-
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
+from contextlib import AsyncExitStack, ExitStack, suppress
 
 from vatt.errors import DeviceLost, InvalidRequest, MpsRefused, ShuttingDown
-from vatt.protocol import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, MAX_VERSION, MIN_VERSION
-from vatt.sizes import format_size, parse_size_or_percent
+from vatt.protocol import MAX_VERSION, MIN_VERSION
+from vatt.sizes import format_size
 from vatt.sockets import Sockets, make_directory, make_private_directory
 from vatt.v1 import vatt_pb2 as pb
 from vattd.admin import AdminService, DaemonFacts, DaemonState, guarantee_of
 from vattd.audit import AuditLog
-from vattd.closer import refuse_descriptors_at
-from vattd.config import DEFAULT_POOL_MAX, Config
+from vattd.config import Config
 from vattd.device_lock import DeviceLock
+from vattd.doorkeeper import keep_door
+from vattd.doors import serve_sockets
 from vattd.driver_thread import DriverThread
 from vattd.handle_server import HandleServer
 from vattd.journal import Journal, JournalFacts
 from vattd.ledger import Ledger
+from vattd.limits import limits_of, page_size_bytes_of, with_room_for
 from vattd.messages import device_message
-from vattd.methods import methods_of
 from vattd.metrics import PoolCollector
 from vattd.metrics_server import MetricsServer
 from vattd.page_notes import JournalNotes
@@ -43,7 +36,6 @@ from vattd.rates import OF_USER, Rates
 from vattd.ready import ReadyPipe
 from vattd.recovery import Recovery, survivors_of
 from vattd.reservation import Reservation
-from vattd.rules import PoolLimits
 from vattd.scrub import Scrub
 from vattd.service import EngineService
 from vattd.sessions import Sessions
@@ -51,7 +43,7 @@ from vattd.state_file import StateFile
 from vattd.stock import Stock
 from vattd.tenant_book import TenantBook, read_state
 from vattd.tenant_config import read_tenants
-from vattention.vmm import default_device, host_page_size_bytes, open_physical
+from vattention.vmm import default_device, open_physical
 from vattention.vmm.driver import PhysicalDriver
 from vattention.vmm.limits import raise_nofile_to_hard
 
@@ -59,19 +51,8 @@ log = logging.getLogger(__name__)
 
 EXIT_DEVICE_LOST = 4
 EXIT_BUG = 70
-# Streams end when their mailboxes close; whoever is still under way then has this long.
-STOP_GRACE_S = 1.0
 # At least so often it is looked whether a reservation's time is over: the wall clock may be set.
 LOOK_AT_RESERVATIONS_S = 1.0
-GRPC_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Far more calls than an engine has under way on its connection.
-    ("grpc.max_concurrent_streams", 1024),
-    # By itself gRPC begins at 1000 calls that wait to be looked at to cancel calls at random, innocent ones among them.
-    ("grpc.server.max_pending_requests", 1 << 16),
-    ("grpc.server.max_pending_requests_hard_limit", 1 << 16),
-]
 
 
 async def serve(config: Config, ready: ReadyPipe) -> int:
@@ -90,7 +71,7 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         journal = Journal(sockets.journal, JournalFacts(driver.device.uuid, driver.page_size_bytes))
         stack.callback(journal.close)
         in_use_bytes = pages_in_use(journal.entries) * driver.page_size_bytes
-        limits = _room_for(in_use_bytes, _limits(config, driver), config)
+        limits = with_room_for(in_use_bytes, limits_of(config, driver), config)
         stock = Stock(
             limits.max_bytes // driver.page_size_bytes,
             shares_zone=driver.recycles_across_tenants and not config.isolate,
@@ -134,7 +115,8 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         admin = AdminService(facts, sessions, pool, driver, book, audit, recovery)
         for survivor in survivors:
             sessions.restore(survivor)
-        await _serve_sockets(stack, sockets, sessions, users, engine, admin)
+        stack.push_async_callback(_cancel, loop.create_task(keep_door(sockets.engine)))
+        await serve_sockets(stack, sockets, HandleServer(sessions, users), engine, admin)
         metrics = _serve_metrics(stack, config, PoolCollector(loop, pool, driver.device, recovery))
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -175,7 +157,7 @@ def _take_device(config: Config, stack: AsyncExitStack) -> tuple[PhysicalDriver,
     if config.device is None and device == "host":
         log.info("no GPU that can be used here: vattd takes host memory")
     with ExitStack() as undo:
-        driver = open_physical(device, _page_size_bytes(config, device), huge_pages=config.huge_pages)
+        driver = open_physical(device, page_size_bytes_of(config, device), huge_pages=config.huge_pages)
         undo.callback(driver.close)
         if driver.device.uses_mps and not config.allow_mps:
             raise MpsRefused(
@@ -186,7 +168,7 @@ def _take_device(config: Config, stack: AsyncExitStack) -> tuple[PhysicalDriver,
         for directory in (config.socket_dir, sockets.directory):
             make_directory(directory)
         if config.replace:
-            max_bytes = _limits(config, driver).max_bytes
+            max_bytes = limits_of(config, driver).max_bytes
             _check_start(config, driver, max_bytes)
             replace_running(sockets, JournalFacts(driver.device.uuid, driver.page_size_bytes), max_bytes)
         lock = DeviceLock(sockets.lock, driver.device)
@@ -209,14 +191,6 @@ def _check_start(config: Config, driver: PhysicalDriver, pool_bytes: int) -> Non
     make_private_directory(config.state_dir)
     configured = _configured(config, driver, pool_bytes)
     read_state(_state_file(config, driver), configured, driver.page_size_bytes, pool_bytes, time.time())
-
-
-def _room_for(in_use_bytes: int, limits: PoolLimits, config: Config) -> PoolLimits:
-    """The vattd that was replaced may have lent more after this one looked, and that cannot be taken back."""
-    if not config.replace or in_use_bytes <= limits.max_bytes:
-        return limits
-    log.warning("%s are in use: so much is the pool, and not --pool-max", format_size(in_use_bytes))
-    return replace(limits, max_bytes=in_use_bytes)
 
 
 def _state_file(config: Config, driver: PhysicalDriver) -> StateFile:
@@ -246,25 +220,10 @@ async def _end_reservations(book: TenantBook) -> None:
         end_s = book.next_end_s()
         left_s = LOOK_AT_RESERVATIONS_S if end_s is None else end_s - time.time()
         await asyncio.sleep(min(max(0.01, left_s), LOOK_AT_RESERVATIONS_S))
-        await book.expire(time.time())
-
-
-async def _serve_sockets(
-    stack: AsyncExitStack,
-    sockets: Sockets,
-    sessions: Sessions,
-    users: Rates,
-    engine: EngineService,
-    admin: AdminService,
-) -> None:
-    """All three doors. Any user may knock at the engines' two, since the handle socket sees who it is."""
-    with _umask(0o111):
-        stack.callback(HandleServer(sockets.handles, sessions, users).close)
-        server = grpc.aio.server(options=GRPC_OPTIONS)
-        await _serve_grpc(stack, server, sockets.engine, "EngineService", engine)
-    with _umask(0o177):
-        server = grpc.aio.server(options=GRPC_OPTIONS)
-        await _serve_grpc(stack, server, sockets.admin, "AdminService", admin)
+        try:
+            await book.expire(time.time())
+        except Exception:  # the next ones are to end all the same
+            log.exception("reservations whose time is over could not be ended")
 
 
 def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollector) -> str:
@@ -280,64 +239,6 @@ def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollect
         return f"off ({error})"
     stack.push_async_callback(asyncio.get_running_loop().run_in_executor, None, server.close)
     return server.url
-
-
-def _page_size_bytes(config: Config, device: str) -> int | None:
-    """None: the driver's own default."""
-    if config.page_size_bytes is not None or device != "host" or config.huge_pages:
-        return config.page_size_bytes
-    from vattention.vmm.host_memory import HostMemory
-
-    pool_max = config.pool_max or DEFAULT_POOL_MAX[device]
-    return host_page_size_bytes(parse_size_or_percent(pool_max, HostMemory().read().total_bytes))
-
-
-def _limits(config: Config, driver: PhysicalDriver) -> PoolLimits:
-    """Bytes, rounded down to whole pages. Raises InvalidRequest with the numbers."""
-    page, total = driver.page_size_bytes, driver.memory().total_bytes
-    max_text = config.pool_max or DEFAULT_POOL_MAX[driver.device.backend]
-    max_bytes = parse_size_or_percent(max_text, total) // page * page
-    min_bytes = parse_size_or_percent(config.pool_min, total) // page * page
-    if max_bytes < page:
-        raise InvalidRequest(f"--pool-max {max_text} is less than one page of {format_size(page)}")
-    if max_bytes > total:
-        raise InvalidRequest(
-            f"--pool-max {max_text} is more than the {format_size(total)} that {driver.device.uuid} has: try 90%"
-        )
-    if min_bytes > max_bytes:
-        raise InvalidRequest(f"--pool-min {config.pool_min} is more than --pool-max {max_text}")
-    headroom_bytes = min(parse_size_or_percent(config.headroom, total), max_bytes)
-    return PoolLimits(min_bytes, max_bytes, headroom_bytes)
-
-
-@contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    """So that a socket never exists with a wider mode than it should."""
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-async def _serve_grpc(stack: AsyncExitStack, server: grpc.aio.Server, path: Path, name: str, service: object) -> None:
-    """Serve at a Unix socket, with health and reflection beside the service; `stack` stops it."""
-    descriptor = pb.DESCRIPTOR.services_by_name[name]
-    server.add_generic_rpc_handlers((methods_of(descriptor, service),))
-    health = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    for whole in ("", descriptor.full_name):
-        await health.set(whole, health_pb2.HealthCheckResponse.SERVING)
-    reflection.enable_server_reflection(
-        (descriptor.full_name, "grpc.health.v1.Health", reflection.SERVICE_NAME), server
-    )
-    server.add_insecure_port(f"unix:{path}")
-    if not refuse_descriptors_at(path):
-        log.info(
-            "this kernel cannot refuse descriptors that clients send to %s (Linux 6.16 can): see security.md", path
-        )
-    await server.start()
-    stack.push_async_callback(server.stop, STOP_GRACE_S)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

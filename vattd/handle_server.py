@@ -11,7 +11,8 @@ from pathlib import Path
 
 from vatt.errors import VattError
 from vatt.v1 import vatt_pb2 as pb
-from vattd.closer import Closer, pass_descriptors
+from vattd.closer import Closer
+from vattd.doorkeeper import pass_descriptors
 from vattd.handles import HandleConnection
 from vattd.peer import Peer, peer_of
 from vattd.rates import Rates
@@ -32,12 +33,15 @@ ACCEPT_RETRY_S = 0.1
 class HandleServer:
     """Accepts processes, and refuses those that cannot be watched. `users` is how fast each user may speak."""
 
-    def __init__(self, path: Path, sessions: Sessions, users: Rates) -> None:
+    def __init__(self, sessions: Sessions, users: Rates) -> None:
         self._sessions, self._users = sessions, users
         self._closer = Closer()
         self._loop = asyncio.get_running_loop()
         self._connections: set[HandleConnection] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+
+    def listen(self, path: Path) -> None:
+        """Until `close`."""
         try:
             self._listener.bind(str(path))
             pass_descriptors(self._listener, False)

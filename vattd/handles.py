@@ -22,7 +22,8 @@ from vatt.errors import InvalidRequest, SystemLimit, VattError
 from vatt.pages import Extent
 from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES
 from vatt.v1 import vatt_pb2 as pb
-from vattd.closer import Closer, pass_descriptors
+from vattd.closer import Closer
+from vattd.doorkeeper import pass_descriptors
 from vattd.page_run import PageRun
 from vattd.peer import Peer
 from vattd.rates import RUNS_A_MESSAGE

@@ -6,7 +6,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +35,7 @@ from vattd.metrics import PoolCollector
 from vattd.page_notes import NoNotes, PageNotes
 from vattd.page_run import PageRun
 from vattd.pool import Pool
+from vattd.reclaim import Request
 from vattd.rules import PoolLimits, PoolRules
 from vattd.scrub import Scrub
 from vattd.snapshot import PageState
@@ -724,6 +724,33 @@ def test_a_session_that_may_not_be_killed_is_passed_over_and_the_pool_goes_on(ca
     assert "session b goes on: it is another user's" in caplog.text
 
 
+def test_what_lies_idle_in_a_silent_sessions_slab_is_asked_of_others_where_a_min_needs_it() -> None:
+    class Asked(NoEngines):
+        pages_by_session: dict[str, int] = {}  # noqa: RUF012
+
+        def listens(self, session_id: str) -> bool:
+            return session_id != "silent"
+
+        def ask_back(self, request: Request) -> None:
+            self.pages_by_session[request.session_id] = request.page_count
+
+    async def story(bench: Bench) -> None:
+        engines = bench.pool.engines = Asked()
+        bench.ledger.restore_session("silent", "old", 0, 4)
+        bench.ledger.stock.inherit_left(MAX_PAGES // 2)
+        bench.pool.configure("a", Guarantee(min_pages=8), Access(frozenset({0})))
+        for session_id in "ab":
+            bench.pool.open_session(session_id, session_id, 0)
+        await bench.lease("b", MAX_PAGES // 2 - 8)
+        deadline_s = asyncio.get_running_loop().time() + 5
+        waits = asyncio.create_task(bench.lease("a", 8, purpose=Purpose.ADMIT, deadline_s=deadline_s))
+        await bench.until(lambda: engines.pages_by_session.get("b", 0) >= 4)
+        bench.pool.end_session("b", unmapped=True)
+        assert page_count_of(await waits) == 8
+
+    at_work(FakeDriver(), story)
+
+
 @pytest.mark.parametrize("turns", range(6))
 def test_a_pool_ends_when_it_is_told_to_also_in_the_moment_in_which_something_changes(turns: int) -> None:
     async def run() -> None:
@@ -759,11 +786,10 @@ def test_pages_that_come_back_while_a_zone_is_dropped_make_no_lease_larger_than_
             drop_zone(zone)
 
         driver.drop_zone = drop_and_give_back  # type: ignore[method-assign]
-        leasing = asyncio.create_task(bench.lease("s", 1))
+        leasing = asyncio.create_task(bench.lease("s", 1, purpose=Purpose.ADMIT, deadline_s=loop.time() + 5))
         await asyncio.sleep(0)
         pool.end_session("gone", unmapped=True)
-        with suppress(PoolExhausted):
-            assert page_count_of(await leasing) == 1
+        assert page_count_of(await leasing) == 1
         assert driver.calls.count("drop_zone") == 1
 
     at_work(driver, story)

@@ -20,7 +20,7 @@ from tests.raw_engine import HandleSocket, RawEngine, close_all, in_thread, page
 from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES, MAX_PAGES_PER_LEASE, MAX_USAGE_BYTES
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
-from vattd.closer import pass_descriptors
+from vattd.doorkeeper import pass_descriptors
 from vattd.handle_server import MAX_UNATTACHED_PER_USER
 from vattd.sessions import MAX_SESSIONS_PER_PROCESS
 
