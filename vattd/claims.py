@@ -32,7 +32,7 @@ class Claims:
 
     def __init__(self) -> None:
         self._holders: dict[int, str | None] = {}
-        self._disputes: dict[int, set[str]] = {}
+        self._disputes: dict[int, list[str]] = {}  # who came first, comes first
 
     def sort_out(self, session_id: str, generation_of: Mapping[int, int], *, final: bool) -> Sorted:
         """What is claimed by two sessions is neither's; with `final` it stays with who came first."""
@@ -43,15 +43,23 @@ class Claims:
         for page_id in refused:
             holder = self._holders[page_id]
             if page_id in self._disputes:
-                self._disputes[page_id].add(session_id)
+                self._disputes[page_id].append(session_id)
             elif holder is not None and not final:
-                self._disputes[page_id] = {holder, session_id}
+                self._disputes[page_id] = [holder, session_id]
                 lost[holder].append(page_id)
         return Sorted(own, refused, lost)
 
     @property
     def disputed_pages(self) -> int:
         return len(self._disputes)
+
+    def disputed_first(self, session_id: str) -> int:
+        """How many disputed pages the session was the first to claim."""
+        return sum(claimants[0] == session_id for claimants in self._disputes.values())
+
+    def heirs_of(self, session_id: str) -> set[str]:
+        """Who comes first where this session does, once it has ended."""
+        return {claimants[1] for claimants in self._disputes.values() if claimants[0] == session_id and claimants[1:]}
 
     def gave_back(self, page_ids: Iterable[int]) -> None:
         """Nobody holds these any more."""
@@ -65,7 +73,8 @@ class Claims:
         """Returns the disputed pages that nobody claims any more."""
         settled = []
         for page_id, claimants in list(self._disputes.items()):
-            claimants.discard(session_id)
+            if session_id in claimants:
+                claimants.remove(session_id)
             if not claimants:
                 del self._disputes[page_id]
                 self._holders[page_id] = None
@@ -74,13 +83,13 @@ class Claims:
 
 
 def parse_claims(runs: Iterable[PageRun], most_pages: int) -> dict[int, int]:
-    """Generations by page. Raises InvalidRequest for a page that is named twice, or for more than there can be."""
+    """Generations by page. Raises InvalidRequest for a page that is named twice, or for more than anybody has."""
     generation_of: dict[int, int] = {}
     named = 0
     for run in runs:
         named += run.extent.page_count
         if named > most_pages:
-            raise InvalidRequest(f"more pages are claimed than the {most_pages} that the session was lent")
+            raise InvalidRequest(f"more than {most_pages} pages are claimed, and nobody has so many")
         generation_of.update(dict.fromkeys(run.extent.page_ids, run.generation))
     if len(generation_of) < named:
         raise InvalidRequest("a page is claimed twice")

@@ -121,13 +121,15 @@ class Ledger:
         """A restored session says which pages it holds; those that it does not name are its own no more.
 
         Pages that another session claims as well are nobody's from now on; with `final` they stay with who came first.
+        Of more pages than it was lent, the last are refused: it may have lost some in a dispute, and not know which.
         Raises InvalidRequest for what cannot be, and nothing has changed.
         """
         session = self._session(session_id)
-        generation_of = parse_claims(runs, session.unclaimed_pages)
+        generation_of = parse_claims(runs, session.unclaimed_pages + self.stock.max_pages)
         for page_id, generation in generation_of.items():
             if generation >= self._first_generation or self.stock.owns(page_id // ZONE_PAGES):
                 raise InvalidRequest(f"page {page_id} under generation {generation} is not an earlier vattd's")
+        excess = {page_id: generation_of.pop(page_id) for page_id in list(generation_of)[session.unclaimed_pages :]}
         claims = self._claims.sort_out(session_id, generation_of, final=final)
         for extent in extents_of(claims.own):
             self.stock.old_zones.name(extent)
@@ -140,7 +142,7 @@ class Ledger:
         left = session.unclaimed_pages - len(claims.own)
         session.unclaimed_pages = 0
         self.stock.leave(session.tenant.shelf, left)
-        return Claimed(runs_of(claims.own), left, runs_of(claims.refused), frozenset(claims.lost))
+        return Claimed(runs_of(claims.own), left, runs_of({**claims.refused, **excess}), frozenset(claims.lost))
 
     def end_session(self, session_id: str, *, unmapped: bool) -> int:
         """Forget a session. Returns how many pages it held.
@@ -231,6 +233,14 @@ class Ledger:
         tenant = self.tenant_of(session_id)
         tenant.waits += 1
         tenant.waited_s += waited_s
+
+    def noted_pages(self, session_id: str) -> int:
+        """What the next vattd has to count for this session: also what it holds in dispute, if it was the first."""
+        return self.held_pages(session_id) + self._claims.disputed_first(session_id)
+
+    def heirs_of(self, session_id: str) -> set[str]:
+        """For whom more has to be noted once this session has ended."""
+        return self._claims.heirs_of(session_id)
 
     def held_pages(self, session_id: str) -> int:
         return self._session(session_id).held_pages

@@ -114,7 +114,11 @@ class Lending:
 
     def end_session(self, session_id: str, *, unmapped: bool) -> int:
         """Returns how many pages it held."""
+        heirs = self._ledger.heirs_of(session_id)
         held = self._ledger.end_session(session_id, unmapped=unmapped)
+        for heir in heirs:
+            with suppress(SystemLimit):
+                self._notes.held(heir, self._ledger.noted_pages(heir))
         self._pressure.session_ended(session_id)
         self._answer_all_of(session_id, SessionUnknown("the session has ended"))
         return held
@@ -203,7 +207,7 @@ class Lending:
     def _grant(self, entry: Waiting, page_count: int, now_s: float) -> None:
         wish = entry.wish
         try:
-            self._notes.held(wish.session_id, self._ledger.held_pages(wish.session_id) + page_count)
+            self._notes.held(wish.session_id, self._ledger.noted_pages(wish.session_id) + page_count)
             runs = self._ledger.lease(wish.session_id, wish.request_id, page_count, wish.min_page_count)
         except VattError as error:
             self._answer(entry, error)
@@ -216,7 +220,7 @@ class Lending:
         """Too many are noted where this fails, and that does no harm."""
         if returned_pages:
             with suppress(SystemLimit):
-                self._notes.held(session_id, self._ledger.held_pages(session_id))
+                self._notes.held(session_id, self._ledger.noted_pages(session_id))
 
     def _answer(self, entry: Waiting, answer: Answer) -> None:
         self._policy.remove(entry)

@@ -170,7 +170,7 @@ class Recovery:
         self.recovered_total += 1
         self._left(tenant, claimed.left_pages)
         for holder in (session_id, *claimed.losers):
-            self._note_pages(holder, ledger.held_pages(holder))
+            self._note_pages(holder, ledger.noted_pages(holder))
         await self._inherit(claimed.runs)  # meanwhile the session may end
         return claimed
 

@@ -276,7 +276,7 @@ class Sessions:
         session.evicted = True
         facts = replace(session.facts, evicted=True)
         with suppress(SystemLimit):  # then a vattd that comes after this one does not know
-            self._journal.change(facts, self._pool.ledger.held_pages(session.session_id))
+            self._journal.change(facts, self._pool.ledger.noted_pages(session.session_id))
         session.mailbox.put(EVICTED)
         self._pool.evict(session.session_id)
 

@@ -109,10 +109,20 @@ class Engine:
     tenant: str
     incarnation: int
     held: dict[int, int] = field(default_factory=dict)
+    disputed: dict[int, int] = field(default_factory=dict)  # mapped as well, and not its own by vattd's word
     under_way: list[tuple[str, tuple[PageRun, ...]]] = field(default_factory=list)
     owed_cancels: list[str] = field(default_factory=list)
     owed_returns: list[PageRun] = field(default_factory=list)
     is_attached: bool = True
+
+    @property
+    def mapped(self) -> dict[int, int]:
+        return {**self.held, **self.disputed}
+
+    def lose(self, page_ids: Iterable[int]) -> None:
+        for page_id in page_ids:
+            if page_id in self.held:
+                self.disputed[page_id] = self.held.pop(page_id)
 
 
 class RecoveryMachine(RuleBasedStateMachine):
@@ -184,7 +194,7 @@ class RecoveryMachine(RuleBasedStateMachine):
 
     def work(self) -> None:
         async def settle() -> None:
-            for _ in range(60):
+            for _ in range(200):
                 await asyncio.sleep(0)
                 await asyncio.gather(*self.up.recovery._sweeping)
 
@@ -194,7 +204,7 @@ class RecoveryMachine(RuleBasedStateMachine):
 
     def free_unreachable(self) -> None:
         """Memory goes when nobody has it any more: on a GPU the page's handle, on the host its zone's slab."""
-        held = {page_id for engine in self.engines for page_id in engine.held}
+        held = {page_id for engine in self.engines for page_id in engine.mapped}
         if self.recycles:
             driver = self.server.driver if self.server is not None else None
             kept = held | (driver.created - driver.inherited if driver is not None else set())
@@ -316,7 +326,7 @@ class RecoveryMachine(RuleBasedStateMachine):
 
     def re_attach_one(self, engine: Engine) -> None:
         if self.up.recovery.awaits(engine.session_id):
-            claim = self.up.recovery.claim(engine.session_id, runs_of(engine.held), self.slabs_of(engine))
+            claim = self.up.recovery.claim(engine.session_id, runs_of(engine.mapped), self.slabs_of(engine))
             self.took_in_claim(engine, self.loop.run_until_complete(claim))
             return
         engine.incarnation, engine.is_attached = self.incarnation, True
@@ -324,13 +334,13 @@ class RecoveryMachine(RuleBasedStateMachine):
         self.free_unreachable()
 
     def slabs_of(self, engine: Engine) -> dict[int, int]:
-        return {} if self.recycles else {page_id // ZONE_PAGES: -1 for page_id in engine.held}
+        return {} if self.recycles else {page_id // ZONE_PAGES: -1 for page_id in engine.mapped}
 
     def took_in_claim(self, engine: Engine, claimed: Claimed) -> None:
-        for run in claimed.refused:  # it knows now that these are not its own
-            for page_id in run.extent.page_ids:
-                assert self.has_lied
-                del engine.held[page_id]
+        assert self.has_lied or not claimed.refused
+        refused = {page_id for run in claimed.refused for page_id in run.extent.page_ids}
+        engine.held = {page_id: gen for page_id, gen in engine.mapped.items() if page_id not in refused}
+        engine.disputed = {}
         engine.incarnation, engine.is_attached = self.incarnation, True
         self.work()
         self.free_unreachable()
@@ -352,6 +362,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         claimed = data.draw(st.sets(st.sampled_from(sorted(everything)), min_size=1, max_size=4))
         slabs = self.slabs_of(engine)
         runs = runs_of({page_id: everything[page_id] for page_id in claimed})
+        self.work()
         before = self.up.ledger.snapshot()
         try:
             answer = self.loop.run_until_complete(self.up.recovery.claim(engine.session_id, runs, slabs))
@@ -369,8 +380,7 @@ class RecoveryMachine(RuleBasedStateMachine):
                             other.held.pop(page_id, None)
         for loser in self.engines:
             if loser.session_id in answer.losers:
-                for page_id in claimed:
-                    loser.held.pop(page_id, None)
+                loser.lose(claimed)
         self.remove(engine)
 
     @precondition(lambda self: self.server is not None)
@@ -386,11 +396,11 @@ class RecoveryMachine(RuleBasedStateMachine):
         if engine is None:
             return
         slabs = self.slabs_of(engine)
-        first = self.loop.create_task(self.up.recovery.claim(engine.session_id, runs_of(engine.held), slabs))
+        first = self.loop.create_task(self.up.recovery.claim(engine.session_id, runs_of(engine.mapped), slabs))
         for _ in range(turns):
             self.loop.run_until_complete(asyncio.sleep(0))
         if self.up.recovery.awaits(engine.session_id):
-            second = self.up.recovery.claim(engine.session_id, runs_of(engine.held), slabs)
+            second = self.up.recovery.claim(engine.session_id, runs_of(engine.mapped), slabs)
             answers = self.loop.run_until_complete(asyncio.gather(first, second, return_exceptions=True))
             assert sum(isinstance(answer, SessionFenced) for answer in answers) == 1, answers
         self.took_in_claim(engine, self.loop.run_until_complete(first))
@@ -402,7 +412,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         if engine is None:
             return
         slabs = self.slabs_of(engine)
-        claim = self.loop.create_task(self.up.recovery.claim(engine.session_id, runs_of(engine.held), slabs))
+        claim = self.loop.create_task(self.up.recovery.claim(engine.session_id, runs_of(engine.mapped), slabs))
         for _ in range(turns):
             self.loop.run_until_complete(asyncio.sleep(0))
         self.remove(engine)
