@@ -13,6 +13,7 @@ from vatt.errors import VattError
 from vatt.v1 import vatt_pb2 as pb
 from vattd.closer import Closer, pass_descriptors
 from vattd.handles import HandleConnection
+from vattd.outbox import Outboxes
 from vattd.peer import Peer, peer_of
 from vattd.rates import Rates
 from vattd.sessions import Sessions
@@ -35,6 +36,7 @@ class HandleServer:
     def __init__(self, path: Path, sessions: Sessions, users: Rates) -> None:
         self._sessions, self._users = sessions, users
         self._closer = Closer()
+        self._outboxes = Outboxes(self._closer)
         self._loop = asyncio.get_running_loop()
         self._connections: set[HandleConnection] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
@@ -44,6 +46,7 @@ class HandleServer:
             self._listener.listen(128)
         except BaseException:
             self._listener.close()
+            self._outboxes.close()
             raise
         self._loop.add_reader(self._listener, self._accept)
 
@@ -52,6 +55,7 @@ class HandleServer:
         self._closer.close(None, [self._listener.detach()])
         for connection in list(self._connections):
             connection.close()
+        self._outboxes.close()
 
     def _accept(self) -> None:
         try:
@@ -77,7 +81,7 @@ class HandleServer:
             self._refuse(accepted, error, peer.uid)
             return
         delay_s = partial(self._delay_s, peer.uid)
-        connection = HandleConnection(accepted, peer, self._closed, delay_s, self._closer)
+        connection = HandleConnection(accepted, peer, self._closed, delay_s, self._outboxes)
         self._connections.add(connection)
         wait_s = delay_s(1.0)
         if wait_s:
