@@ -14,6 +14,7 @@ from vatt.v1 import vatt_pb2 as pb
 from vattd.closer import Closer
 from vattd.doorkeeper import pass_descriptors
 from vattd.handles import HandleConnection
+from vattd.outbox import Outboxes
 from vattd.peer import Peer, peer_of
 from vattd.rates import Rates
 from vattd.sessions import Sessions
@@ -36,6 +37,7 @@ class HandleServer:
     def __init__(self, sessions: Sessions, users: Rates) -> None:
         self._sessions, self._users = sessions, users
         self._closer = Closer()
+        self._outboxes = Outboxes(self._closer)
         self._loop = asyncio.get_running_loop()
         self._connections: set[HandleConnection] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
@@ -48,6 +50,7 @@ class HandleServer:
             self._listener.listen(128)
         except BaseException:
             self._listener.close()
+            self._outboxes.close()
             raise
         self._loop.add_reader(self._listener, self._accept)
 
@@ -56,6 +59,7 @@ class HandleServer:
         self._closer.close(None, [self._listener.detach()])
         for connection in list(self._connections):
             connection.close()
+        self._outboxes.close()
 
     def _accept(self) -> None:
         try:
@@ -81,7 +85,7 @@ class HandleServer:
             self._refuse(accepted, error, peer.uid)
             return
         delay_s = partial(self._delay_s, peer.uid)
-        connection = HandleConnection(accepted, peer, self._closed, delay_s, self._closer)
+        connection = HandleConnection(accepted, peer, self._closed, delay_s, self._outboxes)
         self._connections.add(connection)
         wait_s = delay_s(1.0)
         if wait_s:

@@ -1,14 +1,13 @@
 """The handle socket: where a session is born, and where pages' file descriptors leave.
 
-Every connection is non-blocking and has one message under way: while its answer is made or waits to be sent, nothing
-more is read from it. The kernel buffers few answers, too (SEND_BUFFER_BYTES): descriptors that lie unread in a socket
-count against vattd. So a client that does not read costs the others nothing.
+Every connection is non-blocking and has one message under way: until its answer is sent, nothing more is read from it.
+And nothing is done for an answer before the last one has been read (see outbox.py). So a client that does not read
+costs the others nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import secrets
@@ -18,12 +17,12 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError, Message
 
-from vatt.errors import InvalidRequest, SystemLimit, VattError
+from vatt.errors import InvalidRequest, VattError
 from vatt.pages import Extent
 from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES
 from vatt.v1 import vatt_pb2 as pb
-from vattd.closer import Closer
 from vattd.doorkeeper import pass_descriptors
+from vattd.outbox import Outboxes
 from vattd.page_run import PageRun
 from vattd.peer import Peer
 from vattd.rates import RUNS_A_MESSAGE
@@ -32,8 +31,6 @@ log = logging.getLogger(__name__)
 
 # A process that has connected and does not attach for so long is let go.
 ATTACH_WITHIN_S = 60.0
-# The kernel makes it its minimum, which holds a few packets.
-SEND_BUFFER_BYTES = 1
 
 
 class PullSource(Protocol):
@@ -82,10 +79,10 @@ class HandleConnection:
         peer: Peer,
         on_close: Callable[[HandleConnection], None],
         delay_s: Callable[[float], float],
-        closer: Closer,
+        outboxes: Outboxes,
     ) -> None:
         self.peer = peer
-        self._delay_s, self._closer = delay_s, closer
+        self._delay_s, self._closer = delay_s, outboxes.closer
         self.token = secrets.token_bytes(16)
         self.source: PullSource | None = None
         self._socket, self._on_close = connection, on_close
@@ -94,7 +91,7 @@ class HandleConnection:
         self._offers: dict[int, int] = {}  # slabs of an earlier vattd's that the process brought: descriptors by zone
         self.slabs: SlabTaker = NoSlabs()
         self.is_closed = False
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self._outbox = outboxes.open(connection, peer.uid)
         self._too_late = self._loop.call_later(ATTACH_WITHIN_S, self.close)
 
     def welcome(self, facts: pb.HandleWelcome) -> None:
@@ -103,7 +100,7 @@ class HandleConnection:
         welcome.MergeFrom(facts)
         if self._may_bring:
             pass_descriptors(self._socket, True)
-        self._socket.send(welcome.SerializeToString())
+        self._outbox.send(welcome.SerializeToString(), [])
         self._loop.add_reader(self._socket, self._read)
 
     def attach(self, source: PullSource) -> None:
@@ -126,8 +123,7 @@ class HandleConnection:
         if self._answering is not None:
             self._answering.cancel()
         self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
-        self._closer.close(self.peer.uid, [self._socket.detach()])
+        self._outbox.close()
         if self.source is None:
             self.peer.close()
         self._on_close(self)
@@ -201,6 +197,7 @@ class HandleConnection:
 
     async def _answer(self, pull: pb.HandlePull, refusal: VattError | None) -> int:
         """How many descriptors it took."""
+        await self._outbox.until_read()
         fds: list[int] = []
         try:
             try:
@@ -208,10 +205,10 @@ class HandleConnection:
                     raise refusal
                 if not pull.offered_zones:
                     fds = await self._pull(pull)
-                await self._send(pb.HandleDelivery(pull_id=pull.pull_id, page_count=len(fds)), fds)
+                self._send(pb.HandleDelivery(pull_id=pull.pull_id, page_count=len(fds)), fds)
             except VattError as error:
                 failure = pb.HandleError(reason=error.reason, message=str(error))
-                await self._send(pb.HandleDelivery(pull_id=pull.pull_id, error=failure), [])
+                self._send(pb.HandleDelivery(pull_id=pull.pull_id, error=failure), [])
             return len(fds)
         finally:
             for fd in fds:
@@ -237,31 +234,13 @@ class HandleConnection:
         if self.source is None:
             raise InvalidRequest("attach first: this connection has no session yet")
         runs = [parse_run(run) for run in pull.runs]
-        if not 1 <= sum(run.extent.page_count for run in runs) <= MAX_FDS_PER_PACKET:
+        page_count = sum(run.extent.page_count for run in runs)
+        if not 1 <= page_count <= MAX_FDS_PER_PACKET:
             raise InvalidRequest(f"pull 1 to {MAX_FDS_PER_PACKET} pages at a time")
+        if len({page_id for run in runs for page_id in run.extent.page_ids}) < page_count:
+            raise InvalidRequest("a page is pulled twice")
+        await self._outbox.take_place()
         return await self.source.pull(runs)
 
-    async def _send(self, message: Message, fds: list[int]) -> None:
-        packet = message.SerializeToString()
-        while True:
-            try:
-                socket.send_fds(self._socket, [packet], fds)
-                return
-            except BlockingIOError:
-                await self._writable()
-            except OSError as error:
-                if not fds or error.errno != errno.ETOOMANYREFS:
-                    raise
-                raise SystemLimit(
-                    "too many file descriptors are on their way to processes that do not read them "
-                    "(RLIMIT_NOFILE of vattd): raise LimitNOFILE, or end those processes"
-                ) from error
-
-    async def _writable(self) -> None:
-        ready = asyncio.Event()
-        self._loop.add_writer(self._socket, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            if not self.is_closed:
-                self._loop.remove_writer(self._socket)
+    def _send(self, message: Message, fds: list[int]) -> None:
+        self._outbox.send(message.SerializeToString(), fds)

@@ -191,7 +191,7 @@ def test_a_vattd_that_could_not_start_replaces_none(
 ) -> None:
     (tmp_path / "bad.toml").write_text("[tenants.chat\n")
     here = ["--socket-dir", str(host.socket_dir)]
-    assert run_command(["vattctl", *here, "reserve", "chat", "--min", "12MiB"]).returncode == 0
+    assert run_command(["vattctl", "reserve", "chat", "--min", "12MiB", *here]).returncode == 0
     command = ["vattd", "start", "--gpu", "host", *here, "--metrics-address", "127.0.0.1:0", "--replace"]
     result = run_command([*command, *(option.format(folder=tmp_path) for option in options)])
     assert result.returncode == 1

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pytest
 
 from tests.cudasim.faults import FOR_EVER, Faults
+from vattd import journal
 from vattention.vmm import host_mapping, host_physical, host_slabs, libc
 
 
@@ -52,7 +53,7 @@ class CudaCalls:
 _ERRNOS = {
     "ENOMEM": {"mmap", "munmap", "madvise", "fallocate", "memfd_create", "pwritev"},
     "EMFILE": {"memfd_create", "dup", "pidfd_open"},
-    "ENOSPC": {"fallocate", "pwritev", "ftruncate"},
+    "ENOSPC": {"fallocate", "pwritev", "ftruncate", "pwrite"},
     "EINTR": {"fallocate"},
     "EPERM": {"fallocate", "fcntl", "fstat", "ftruncate", "mmap"},
 }
@@ -131,4 +132,13 @@ def host_calls() -> Iterator[HostCalls]:
         failing_fcntl = _Failing(fcntl, ("fcntl",), calls)
         for module in (host_slabs, host_mapping):
             patch.setattr(module, "fcntl", failing_fcntl)
+        yield calls
+
+
+@contextmanager
+def journal_writes() -> Iterator[HostCalls]:
+    """The journal's alone."""
+    calls = HostCalls()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "os", _Failing(os, ("pwrite",), calls))
         yield calls

@@ -37,8 +37,10 @@ def physical_state(driver: PhysicalDriver) -> Any:
         scrubber = driver._scrubber
         return dict(driver._handles), scrubber is not None and scrubber._mapped_bytes
     assert isinstance(driver, HostPhysical)
-    blocks = {zone: os.fstat(slab).st_blocks for zone, slab in driver._slabs.items()}
-    return (list(driver._created._firsts), list(driver._created._ends)), blocks
+    return {
+        zone: (list(slab.created._firsts), list(slab.created._ends), os.fstat(slab.fd).st_blocks)
+        for zone, slab in driver._slabs.items()
+    }
 
 
 def mapping_state(driver: MappingDriver) -> Any:

@@ -16,6 +16,7 @@ import torch
 
 from tests.daemon import Vattd
 from tests.faults.calls import Calls, CudaCalls, host_calls
+from tests.faults.least import check_reached
 from tests.faults.state import kept_by_the_kernel, mapping_state, open_fds
 from tests.vattention.vmm.rig import ON_CUDA
 from vatt.errors import DriverError, VattError
@@ -183,7 +184,8 @@ def memory_fds() -> dict[str, int]:
     return {name: count for name, count in open_fds().items() if "slab" in name or "allocation" in name}
 
 
-def fail_in_turn(session: Session, vattd: Vattd, calls: Calls, operation: Operation, code: str) -> None:
+def fail_in_turn(whose: str, session: Session, vattd: Vattd, calls: Calls, operation: Operation, code: str) -> None:
+    """`whose` calls they are that fail."""
     for at in itertools.count(1):
         with operation(session) as act:
             before = held(session, vattd)
@@ -208,7 +210,7 @@ def fail_in_turn(session: Session, vattd: Vattd, calls: Calls, operation: Operat
         assert session.leased_pages == 0
         held(session, vattd)
         if not met:
-            print(f"{at - 1} cases")
+            check_reached(f"{whose}: {operation.__name__}", code, at - 1)
             return
 
 
@@ -235,7 +237,7 @@ def leased_extents(session: Session) -> list[Extent]:
 def test_a_call_of_the_engine_that_fails_leaves_both_sides_as_they_were(
     session: Session, vattd: Vattd, calls: Calls, operation: Operation, code: str
 ) -> None:
-    fail_in_turn(session, vattd, calls, operation, code)
+    fail_in_turn("engine", session, vattd, calls, operation, code)
 
 
 @pytest.mark.skipif(not ON_CUDA, reason="another process's system calls cannot be made to fail")
@@ -244,7 +246,7 @@ def test_a_call_of_the_engine_that_fails_leaves_both_sides_as_they_were(
 def test_a_call_of_vattd_that_fails_leaves_both_sides_as_they_were(
     session: Session, vattd: Vattd, operation: Operation, code: str
 ) -> None:
-    fail_in_turn(session, vattd, CudaCalls(vattd.pid), operation, code)
+    fail_in_turn("vattd", session, vattd, CudaCalls(vattd.pid), operation, code)
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -274,5 +276,5 @@ def test_close_ends_whatever_call_fails_and_vattd_has_the_pages_back_only_if_all
         session.mapper.close()
         if not met:
             assert failure is None
-            print(f"{at - 1} cases")
+            check_reached("engine: closing", code, at - 1)
             return

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from tests.faults.calls import Calls, CudaCalls, host_calls
+from tests.faults.least import check_reached
 from tests.faults.state import kept_by_the_kernel, open_fds
 from tests.vattention.vmm.rig import KIB, ON_CUDA
 from vatt.errors import VattError
@@ -181,5 +182,5 @@ def test_a_driver_call_that_fails_leaves_the_ledger_and_the_driver_in_step(
 
     for at in itertools.count(1):
         if not asyncio.run(one(at)):
-            print(f"{at - 1} cases")
+            check_reached(f"pool: {story.__name__}", code, at - 1)
             return

@@ -14,6 +14,7 @@ from tests.vattd.lingering import lingering
 from vatt.v1 import vatt_pb2 as pb
 from vattd.closer import Closer
 from vattd.handles import HandleConnection
+from vattd.outbox import Outboxes
 from vattd.page_run import PageRun
 from vattd.peer import Peer
 
@@ -54,7 +55,7 @@ def test_the_event_loop_waits_for_no_descriptor_that_a_process_sends(session: bo
         closed = asyncio.Event()
         closer = Closer()
         peer = Peer(os.getpid(), 7, frozenset(), os.open("/dev/null", os.O_RDONLY))
-        connection = HandleConnection(ours, peer, lambda connection: closed.set(), lambda weight: 0.0, closer)
+        connection = HandleConnection(ours, peer, lambda connection: closed.set(), lambda weight: 0.0, Outboxes(closer))
         connection.welcome(pb.HandleWelcome())
         if session:
             connection.attach(NoSource())

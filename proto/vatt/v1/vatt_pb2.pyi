@@ -882,7 +882,7 @@ class HandlePull(_message.Message):
     """Chosen by the client; comes back with the answer."""
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PageRun]:
-        """Pages that this session leases, 1 to 253 in all: the kernel carries no more descriptors in a message."""
+        """Pages that this session leases, 1 to 253 in all, each once: the kernel carries no more descriptors in a message."""
 
     @_builtins.property
     def offered_zones(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

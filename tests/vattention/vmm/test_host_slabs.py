@@ -14,6 +14,7 @@ from tests.vattention.vmm.rig import KIB, MIB, Rig
 from vatt.errors import DriverError, InvalidRequest, OutOfMemory
 from vatt.pages import ZONE_PAGES, Extent
 from vattention.vmm import libc, open_mapping, open_physical
+from vattention.vmm.extent_set import ExtentSet
 from vattention.vmm.host_memory import HostMemory
 from vattention.vmm.host_physical import MAX_PAGE_SIZE_BYTES, HostPhysical
 from vattention.vmm.host_slabs import SmallSlabs
@@ -140,3 +141,62 @@ def test_a_scrub_keeps_the_memory_committed_while_pages_are_mapped() -> None:
     assert rig.is_zero(address + rig.page, 98)
     assert rig.bytes.read(address + 99 * rig.page, 6) == b"secret"
     rig.close()
+
+
+def fragmented(page_count: int) -> HostPhysical:
+    """Every other page of so many is created; but for pages 1 to 3, which are in one run."""
+    driver = HostPhysical(4 * KIB)
+    driver.create(Extent(0, page_count))
+    for page_id in range(4, page_count, 2):
+        driver.destroy(Extent(page_id, 1))
+    driver.destroy(Extent(0, 1))
+    return driver
+
+
+@pytest.fixture
+def punched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where holes are punched, in bytes."""
+    offsets: list[int] = []
+    real = libc.punch
+
+    def punch(fd: int, offset_bytes: int, size_bytes: int) -> None:
+        offsets.append(offset_bytes)
+        real(fd, offset_bytes, size_bytes)
+
+    monkeypatch.setattr(libc, "punch", punch)
+    return offsets
+
+
+def test_destroying_a_page_looks_at_no_other_unless_there_are_strays(
+    punched: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = fragmented(2000)
+    monkeypatch.setattr(ExtentSet, "gaps", lambda self, extent: pytest.fail("it goes through the fragments"))
+    punched.clear()
+    driver.destroy(Extent(2, 1))
+    assert punched == [2 * driver.page_size_bytes]
+    driver.close()
+
+
+def test_strays_go_some_at_a_time_wherever_they_are(punched: list[int]) -> None:
+    page_count = 2000
+    driver = fragmented(page_count)
+    slab = driver.export(1)
+    strays = (4, 1000, page_count - 2, page_count + 50, ZONE_PAGES - 1)
+    for page_id in strays:
+        os.pwrite(slab, b"stray", page_id * driver.page_size_bytes)
+    punched.clear()
+    created = page_count // 2 + 1
+    for round_ in range(1, created):
+        driver.destroy(Extent(1, 1))
+        driver.create(Extent(1, 1))
+        assert len(punched) <= round_ * (1 + 32)
+        if driver.memory().pages_bytes == created * driver.page_size_bytes:
+            break
+    else:
+        pytest.fail("some strays are never found")
+    punched.clear()
+    driver.destroy(Extent(1, 1))
+    assert punched == [driver.page_size_bytes]
+    os.close(slab)
+    driver.close()
