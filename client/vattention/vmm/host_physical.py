@@ -56,7 +56,7 @@ class HostPhysical:
         self.device = HOST
         self.page_size_bytes = page_size_bytes
         self._slabs: dict[int, int] = {}  # fd by zone
-        self._adopted: set[int] = set()  # zones of an earlier vattd's
+        self._adopted: set[int] = set()  # those of them that are an earlier vattd's
         self._created = ExtentSet()
         self._closed = False
 
@@ -112,6 +112,7 @@ class HostPhysical:
         if self._created.overlaps(Extent(zone * ZONE_PAGES, ZONE_PAGES)):
             raise DriverError(f"zone {zone} has created pages", call="drop_zone")
         slab = self._slabs.pop(zone, None)
+        self._adopted.discard(zone)
         if slab is not None:
             os.close(slab)
 
