@@ -187,7 +187,7 @@ class Sessions:
             session = self._find_to_resume(request, connection)
             if self._recovery.awaits(session.session_id):
                 refused = await self._claim(session, request.claims, connection)
-            self._resume(session, connection)
+            self._resume(session, connection, version)
         else:
             session = self._open(request, connection, version, now_s)
         self._waiting.pop(connection.token, None)  # good once
@@ -377,13 +377,14 @@ class Sessions:
         self._pool.ledger.check_access(session.tenant, connection.peer.uid, connection.peer.gids)
         return session
 
-    def _resume(self, session: EngineSession, connection: HandleConnection) -> None:
+    def _resume(self, session: EngineSession, connection: HandleConnection, version: int) -> None:
         if session.session_id not in self._sessions or connection.is_closed or connection.source is not None:
             raise SessionUnknown(f"session {session.session_id} or its connection ended meanwhile")
         old_connection, old_mailbox = session.connection, session.mailbox
         connection.peer.close()  # the session has its own pidfd of this process
         connection.attach(session)
         session.connection, session.mailbox, session.fenced = connection, Mailbox(), False
+        session.protocol_version = version  # another vattd, or another library in the same process, may speak another
         old_mailbox.close()
         if old_connection is not None:
             old_connection.close()

@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from tests.daemon import Vattd
+from tests.daemon import Vattd, patched
 from tests.raw_engine import HandleSocket, RawEngine, close_all, reason_of
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
@@ -187,6 +188,20 @@ def test_pages_that_two_sessions_claim_are_neithers(vattd: Vattd) -> None:
         while vattd.pages()["quarantined"]:
             assert vattd.process.poll() is None
         os.close(slab)
+
+
+def test_who_resumes_is_told_the_version_of_the_wire_that_was_agreed_on_this_time(tmp_path: Path) -> None:
+    """The session's first library, or vattd, may have spoken another."""
+    newer = patched(tmp_path, "from vattd import sessions\nsessions.MAX_VERSION = 2\n")
+    with Vattd("--pool-max", "4MiB", "--headroom", "0", env=newer) as vattd, RawEngine(vattd.sockets, "test") as engine:
+        assert engine.attached.protocol_version == 1
+        with Resumed(vattd, engine, [], {}, max_protocol_version=2) as resumed:
+            assert resumed.attached.protocol_version == 2
+        with Resumed(vattd, engine, [], {}) as resumed:
+            assert resumed.attached.protocol_version == 1
+        restart(vattd)
+        with Resumed(vattd, engine, [], {}) as resumed:
+            assert resumed.attached.protocol_version == 1
 
 
 def test_what_nobody_misses_is_not_kept(vattd: Vattd) -> None:
