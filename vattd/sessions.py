@@ -32,7 +32,7 @@ from vattd.journal import Journal, SessionFacts
 from vattd.mailbox import Mailbox
 from vattd.messages import reclaim_message
 from vattd.page_run import PageRun
-from vattd.peer import Peer, start_ticks_of
+from vattd.peer import Peer
 from vattd.pool import Pool
 from vattd.reclaim import Request
 from vattd.recovery import Recovery, Survivor
@@ -319,7 +319,7 @@ class Sessions:
             secret_digest=_digest(secret),
             tenant=request.tenant,
             pid=peer.pid,
-            start_ticks=start_ticks_of(peer.pid),
+            start_ticks=peer.start_ticks(),
             uid=peer.uid,
             client_name=request.client_name,
             attach_time_s=now_s,
@@ -384,7 +384,7 @@ class Sessions:
         connection.peer.close()  # the session has its own pidfd of this process
         connection.attach(session)
         session.connection, session.mailbox, session.fenced = connection, Mailbox(), False
-        session.protocol_version = version  # another vattd, or another library in the same process, may speak another
+        session.protocol_version = version  # since its birth, vattd may have become another
         old_mailbox.close()
         if old_connection is not None:
             old_connection.close()
