@@ -8,37 +8,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-import grpc.experimental
-
 from vatt import protocol
 from vatt.errors import InvalidRequest, VattError, VersionUnsupported
 from vatt.sockets import Sockets, find_daemon
 from vatt.v1 import vatt_pb2, vatt_pb2_grpc
 from vattention import embedded, fork_guard
 from vattention.attach_stream import AttachStream
+from vattention.channel import open_channel
 from vattention.config import ClientConfig
+from vattention.farewell import detach_later
 from vattention.handle_socket import HandleConnection
 from vattention.tidings import Tidings
 from vattention.vmm import uses_mps
 
 ATTACH_TIMEOUT_S = 10.0
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", protocol.MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", protocol.MAX_REQUEST_BYTES),
-    # A channel of one's own: closing it closes this session's connection and nobody else's.
-    ("grpc.use_local_subchannel_pool", 1),
-    # Repeats are ours to decide (see engine_client), and a Unix socket needs no proxy.
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-    # A Unix socket costs nothing to try, and a vattd that is started anew is there within a second or so.
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 200),
-    # The stream is read by our own thread alone, which close() joins. gRPC's would die with the interpreter, holding
-    # the stream's lock, and the stream's finalizer would wait for it: the process would never end.
-    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +55,12 @@ class Connection:
 
     def __init__(self, caller: Caller, sockets: Sockets) -> None:
         """Raises DaemonUnreachable, TenantDenied, VersionUnsupported, and leaves nothing open."""
-        fork_guard.about_to_open_a_channel()
         self._caller = caller
         self._sockets = sockets
         self.tidings = Tidings()
         self.on_end: Callable[[], None] = lambda: None  # called when the stream breaks
         with ExitStack() as undo:
-            channel = grpc.insecure_channel(f"unix:{sockets.engine.absolute()}", options=_CHANNEL_OPTIONS)
+            channel = open_channel(sockets)
             undo.callback(channel.close)
             self.stub = vatt_pb2_grpc.EngineServiceStub(channel)
             self.handles, self.stream, self.attached = self._attach(None, _no_claims)
@@ -126,6 +108,13 @@ class Connection:
     def expect_end(self) -> None:
         """The stream is about to end, and that is no news."""
         self.stream.expect_end()
+
+    def detach_later(self) -> None:
+        """Vattd could not be told that the session detaches: it is told when one answers again. Returns at once.
+
+        The caller says by this that nothing of the session is mapped any more.
+        """
+        detach_later(self._sockets, self.attached.key)
 
     def close(self) -> None:
         """Idempotent."""
