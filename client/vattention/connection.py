@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +25,18 @@ ATTACH_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a session holds: its pages, and new descriptors of the slabs that they are in, by zone."""
+    """What a session holds: its pages, and descriptors of the slabs that they are in, by zone."""
 
     runs: Sequence[vatt_pb2.PageRun]
     slabs: Mapping[int, int]
 
 
-def _no_claims() -> Claims:
-    return Claims((), {})
+# Holds on to what is claimed until the claim is answered.
+Claiming = Callable[[], AbstractContextManager[Claims]]
+
+
+def _no_claims() -> AbstractContextManager[Claims]:
+    return nullcontext(Claims((), {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Connection:
             connection._close_channel.push(undo.pop_all())
         return connection
 
-    def resume(self, claims: Callable[[], Claims]) -> None:
+    def resume(self, claims: Claiming) -> None:
         """Re-attach the session after its stream broke. A vattd that did not lend what the session holds asks for its
         claims; `attached` then says which it refuses."""
         self.expect_end()  # vattd ends the old stream, if it is not over yet
@@ -127,9 +130,9 @@ class Connection:
         self.handles.close()
 
     def _attach(
-        self, resume: vatt_pb2.SessionKey | None, claims: Callable[[], Claims]
+        self, resume: vatt_pb2.SessionKey | None, claims: Claiming
     ) -> tuple[HandleConnection, AttachStream, vatt_pb2.Attached]:
-        with ExitStack() as undo:
+        with ExitStack() as undo, ExitStack() as claiming:
             handles = HandleConnection.connect(self._sockets.handles)
             undo.callback(handles.close)
             _check_versions(handles.welcome)
@@ -143,12 +146,8 @@ class Connection:
                 uses_mps=resume is None and uses_mps(handles.welcome.device.backend, handles.welcome.device.uuid),
             )
             if resume is not None and handles.welcome.incarnation != self.attached.incarnation:
-                claimed = claims()
-                try:
-                    handles.offer(claimed.slabs)
-                finally:
-                    for fd in claimed.slabs.values():
-                        os.close(fd)
+                claimed = claiming.enter_context(claims())
+                handles.offer(claimed.slabs)
                 request.claims.extend(claimed.runs)
             stream = AttachStream(self.stub, request, self.tidings, lambda: self.on_end())
             undo.callback(stream.close)
