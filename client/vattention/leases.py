@@ -181,9 +181,9 @@ class Leases:
             with self._importing:
                 self._check_is_current(runs)
                 import_runs(runs, self._mapper, self._connection.handles)
-            with self._lock:
-                for run in runs:
-                    self._generation_of.update(dict.fromkeys(run.extent.page_ids, run.generation))
+                with self._lock:
+                    for run in runs:
+                        self._generation_of.update(dict.fromkeys(run.extent.page_ids, run.generation))
             undo.pop_all()
         return [run.extent for run in runs]
 

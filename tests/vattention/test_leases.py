@@ -100,3 +100,26 @@ def test_who_gives_pages_back_does_not_wait_for_a_vattd_that_keeps_the_session_w
         thread.join(WAIT_S)
     assert returned == 8
     assert bench.connection.claimed == [0]
+
+
+class Interrupted:
+    """A lock; right after its first use, before its user goes on, `then` happens."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._then: Callable[[], None] | None = then
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+
+def test_what_has_just_been_imported_is_claimed(bench: Bench) -> None:
+    bench.leases._importing = cast(Any, Interrupted(bench.leases.resume))
+    bench.lease(8)
+    assert bench.connection.claimed == [8]
