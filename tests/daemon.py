@@ -113,6 +113,12 @@ def pages_of(status: pb.GetStatusResponse) -> dict[str, int]:
     return {row.state: row.page_count for row in status.pool.pages_by_state}
 
 
+def patched(directory: Path, script: str) -> dict[str, str]:
+    """The environment of a vattd that runs this Python first: for what it does not do by itself."""
+    (directory / "sitecustomize.py").write_text(script)
+    return {"PYTHONPATH": os.pathsep.join([str(directory), *sys.path])}
+
+
 def run_command(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`python -m ...`, its output captured."""
     return subprocess.run(

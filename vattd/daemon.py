@@ -83,7 +83,7 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
 
         def broken(error: BaseException) -> None:
             facts.state = DaemonState.DEVICE_LOST if isinstance(error, DeviceLost) else DaemonState.BROKEN
-            sessions.tell_all(pb.Notice(kind=pb.Notice.KIND_DEVICE_LOST, message=str(error)))
+            sessions.tell_all(_last_notice(error))
             finish(EXIT_DEVICE_LOST if isinstance(error, DeviceLost) else EXIT_BUG)
 
         pool = Pool(ledger, driver, thread, limits, broken, config.rules, JournalNotes(journal, ledger, driver))
@@ -148,6 +148,14 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         pool.stop_lending(ShuttingDown("vattd is stopping: what you hold stays yours"))
         sessions.close()
     return status
+
+
+def _last_notice(error: BaseException) -> pb.Notice:
+    """What engines are told by a vattd that cannot go on: for a bug of its own, nobody need leave the device."""
+    if isinstance(error, DeviceLost):
+        return pb.Notice(kind=pb.Notice.KIND_DEVICE_LOST, message=str(error))
+    message = f"vattd is broken and stops; keep what you hold: {error}"
+    return pb.Notice(kind=pb.Notice.KIND_SHUTTING_DOWN, message=message)
 
 
 def _take_device(config: Config, stack: AsyncExitStack) -> tuple[PhysicalDriver, Sockets, DaemonFacts]:

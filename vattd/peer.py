@@ -34,6 +34,19 @@ class Peer:
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
+    def start_ticks(self) -> int:
+        """When it began, in the kernel's ticks since boot. With the pid, that names it also to a later vattd.
+
+        Raises InvalidRequest where that cannot be seen: another process could then pass for it.
+        """
+        ticks = start_ticks_of(self.pid)
+        if not ticks or self.has_exited():  # then they may be another's
+            raise InvalidRequest(
+                f"vattd cannot see when process {self.pid} began, and would not know it again after a restart: run "
+                "vattd as root, or let its group see all of /proc (mount option gid=, or no hidepid)"
+            )
+        return ticks
+
     def close(self) -> None:
         os.close(self.pidfd)
 
@@ -53,8 +66,9 @@ def peer_of(connection: socket.socket) -> Peer:
             raise InvalidRequest(f"cannot watch process {pid}: {error}") from error
         undo.callback(os.close, pidfd)
         os.set_inheritable(pidfd, False)
+        gids = frozenset([gid, *_groups_of(connection)])
         undo.pop_all()
-    return Peer(pid, uid, frozenset([gid, *_groups_of(connection)]), pidfd)
+    return Peer(pid, uid, gids, pidfd)
 
 
 def peer_of_pid(pid: int, uid: int, start_ticks: int) -> Peer | None:
@@ -68,8 +82,8 @@ def peer_of_pid(pid: int, uid: int, start_ticks: int) -> Peer | None:
             return None
         raise SystemLimit(f"cannot watch process {pid}: {error}") from error
     peer = Peer(pid, uid, frozenset(), pidfd)
-    # While the pidfd says that it lives, the pid is its own.
-    if start_ticks_of(pid) == start_ticks and not peer.has_exited():
+    # While the pidfd says that it lives, the pid is its own. 0 is no time, and equals nothing.
+    if start_ticks and start_ticks_of(pid) == start_ticks and not peer.has_exited():
         return peer
     peer.close()
     return None
@@ -103,8 +117,10 @@ def _pidfd_of(connection: socket.socket, pid: int, uid: int) -> int:
             raise
     # Before Linux 6.5. If the process that connected has died and a child of it holds the socket, the pid may have been
     # used again: by another user's process we see that, by the same user's we do not.
-    pidfd = os.pidfd_open(pid)
-    if os.stat(f"/proc/{pid}").st_uid != uid:
-        os.close(pidfd)
-        raise ProcessLookupError(errno.ESRCH, "it has ended, and its pid is another user's now")
+    with ExitStack() as undo:
+        pidfd = os.pidfd_open(pid)
+        undo.callback(os.close, pidfd)
+        if os.stat(f"/proc/{pid}").st_uid != uid:
+            raise ProcessLookupError(errno.ESRCH, "it has ended, and its pid is another user's now")
+        undo.pop_all()
     return pidfd

@@ -32,7 +32,7 @@ from vattd.journal import Journal, SessionFacts
 from vattd.mailbox import Mailbox
 from vattd.messages import reclaim_message
 from vattd.page_run import PageRun
-from vattd.peer import Peer, start_ticks_of
+from vattd.peer import Peer
 from vattd.pool import Pool
 from vattd.reclaim import Request
 from vattd.recovery import Recovery, Survivor
@@ -186,7 +186,7 @@ class Sessions:
             session = self._find_to_resume(request, connection)
             if self._recovery.awaits(session.session_id):
                 await self._claim(session, request.claims, connection)
-            self._resume(session, connection)
+            self._resume(session, connection, version)
         else:
             session = self._open(request, connection, version, now_s)
         self._waiting.pop(connection.token, None)  # good once
@@ -318,7 +318,7 @@ class Sessions:
             secret_digest=_digest(secret),
             tenant=request.tenant,
             pid=peer.pid,
-            start_ticks=start_ticks_of(peer.pid),
+            start_ticks=peer.start_ticks(),
             uid=peer.uid,
             client_name=request.client_name,
             attach_time_s=now_s,
@@ -374,7 +374,7 @@ class Sessions:
         self._pool.ledger.check_access(session.tenant, connection.peer.uid, connection.peer.gids)
         return session
 
-    def _resume(self, session: EngineSession, connection: HandleConnection) -> None:
+    def _resume(self, session: EngineSession, connection: HandleConnection, version: int) -> None:
         if session.session_id not in self._sessions:
             raise SessionUnknown(f"session {session.session_id} ended meanwhile")
         if connection.is_closed or connection.source is not None:
@@ -383,6 +383,7 @@ class Sessions:
         connection.peer.close()  # the session has its own pidfd of this process
         connection.attach(session)
         session.connection, session.mailbox, session.fenced = connection, Mailbox(), False
+        session.protocol_version = version  # since its birth, vattd may have become another
         old_mailbox.close()
         if old_connection is not None:
             old_connection.close()

@@ -43,6 +43,7 @@ class StateFile:
                 raise InvalidRequest(
                     f"another vattd keeps its reservations in {self.path}: choose another --state-dir"
                 ) from None
+            self._remove_temporaries()
             yield
         finally:
             os.close(fd)
@@ -73,21 +74,32 @@ class StateFile:
             raise SystemLimit(f"cannot write {self.path} ({error.strerror}): nothing was changed") from error
 
     def _replace(self, text: str) -> None:
-        with ExitStack() as undo:
-            fd, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}-")  # mode 0600
-            undo.callback(os.unlink, name)
-            with open(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(name, self.path)
-            undo.pop_all()
-        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        with ExitStack() as closing:
+            # Before the rename: after it, nothing may fail any more.
+            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            closing.callback(os.close, directory)
+            with ExitStack() as undo:
+                fd, name = tempfile.mkstemp(dir=self.path.parent, prefix=self._temporary_prefix)  # mode 0600
+                undo.callback(os.unlink, name)
+                with open(fd, "w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.rename(name, self.path)
+                undo.pop_all()
             with suppress(OSError):  # the file is in its place whatever comes of this
                 os.fsync(directory)  # the new name, too, survives a crash of the machine
-        finally:
-            os.close(directory)
+
+    @property
+    def _temporary_prefix(self) -> str:
+        return f".{self.path.name}-"
+
+    def _remove_temporaries(self) -> None:
+        """What vattds have left that were killed while they wrote."""
+        with suppress(OSError):  # they do no harm
+            for path in self.path.parent.iterdir():
+                if path.name.startswith(self._temporary_prefix):
+                    path.unlink()
 
     def _unreadable(self, error: Exception) -> InvalidRequest:
         return InvalidRequest(

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-
-import grpc
-import grpc.experimental
 
 from vatt import protocol
 from vatt.errors import InvalidRequest, VattError, VersionUnsupported
@@ -17,40 +13,30 @@ from vatt.sockets import Sockets, find_daemon
 from vatt.v1 import vatt_pb2, vatt_pb2_grpc
 from vattention import embedded, fork_guard
 from vattention.attach_stream import AttachStream
+from vattention.channel import open_channel
 from vattention.config import ClientConfig
+from vattention.farewell import detach_later
 from vattention.handle_socket import HandleConnection
 from vattention.tidings import Tidings
 from vattention.vmm import uses_mps
 
 ATTACH_TIMEOUT_S = 10.0
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", protocol.MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", protocol.MAX_REQUEST_BYTES),
-    # A channel of one's own: closing it closes this session's connection and nobody else's.
-    ("grpc.use_local_subchannel_pool", 1),
-    # Repeats are ours to decide (see engine_client), and a Unix socket needs no proxy.
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-    # A Unix socket costs nothing to try, and a vattd that is started anew is there within a second or so.
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 200),
-    # The stream is read by our own thread alone, which close() joins. gRPC's would die with the interpreter, holding
-    # the stream's lock, and the stream's finalizer would wait for it: the process would never end.
-    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a session holds: its pages, and new descriptors of the slabs that they are in, by zone."""
+    """What a session holds: its pages, and descriptors of the slabs that they are in, by zone."""
 
     runs: Sequence[vatt_pb2.PageRun]
     slabs: Mapping[int, int]
 
 
-def _no_claims() -> Claims:
-    return Claims((), {})
+# Holds on to what is claimed until the claim is answered.
+Claiming = Callable[[], AbstractContextManager[Claims]]
+
+
+def _no_claims() -> AbstractContextManager[Claims]:
+    return nullcontext(Claims((), {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +58,12 @@ class Connection:
 
     def __init__(self, caller: Caller, sockets: Sockets) -> None:
         """Raises DaemonUnreachable, TenantDenied, VersionUnsupported, and leaves nothing open."""
-        fork_guard.about_to_open_a_channel()
         self._caller = caller
         self._sockets = sockets
         self.tidings = Tidings()
         self.on_end: Callable[[], None] = lambda: None  # called when the stream breaks
         with ExitStack() as undo:
-            channel = grpc.insecure_channel(f"unix:{sockets.engine.absolute()}", options=_CHANNEL_OPTIONS)
+            channel = open_channel(sockets)
             undo.callback(channel.close)
             self.stub = vatt_pb2_grpc.EngineServiceStub(channel)
             self.handles, self.stream, self.attached = self._attach(None, _no_claims)
@@ -109,7 +94,7 @@ class Connection:
             connection._close_channel.push(undo.pop_all())
         return connection
 
-    def resume(self, claims: Callable[[], Claims]) -> None:
+    def resume(self, claims: Claiming) -> None:
         """Re-attach the session after its stream broke. A vattd that did not lend what the session holds asks for its
         claims; `attached` then says which it refuses."""
         self.expect_end()  # vattd ends the old stream, if it is not over yet
@@ -127,6 +112,13 @@ class Connection:
         """The stream is about to end, and that is no news."""
         self.stream.expect_end()
 
+    def detach_later(self) -> None:
+        """Vattd could not be told that the session detaches: it is told when one answers again. Returns at once.
+
+        The caller says by this that nothing of the session is mapped any more.
+        """
+        detach_later(self._sockets, self.attached.key)
+
     def close(self) -> None:
         """Idempotent."""
         self.stream.close()
@@ -138,9 +130,9 @@ class Connection:
         self.handles.close()
 
     def _attach(
-        self, resume: vatt_pb2.SessionKey | None, claims: Callable[[], Claims]
+        self, resume: vatt_pb2.SessionKey | None, claims: Claiming
     ) -> tuple[HandleConnection, AttachStream, vatt_pb2.Attached]:
-        with ExitStack() as undo:
+        with ExitStack() as undo, ExitStack() as claiming:
             handles = HandleConnection.connect(self._sockets.handles)
             undo.callback(handles.close)
             _check_versions(handles.welcome)
@@ -154,12 +146,8 @@ class Connection:
                 uses_mps=resume is None and uses_mps(handles.welcome.device.backend, handles.welcome.device.uuid),
             )
             if resume is not None and handles.welcome.incarnation != self.attached.incarnation:
-                claimed = claims()
-                try:
-                    handles.offer(claimed.slabs)
-                finally:
-                    for fd in claimed.slabs.values():
-                        os.close(fd)
+                claimed = claiming.enter_context(claims())
+                handles.offer(claimed.slabs)
                 request.claims.extend(claimed.runs)
             stream = AttachStream(self.stub, request, self.tidings, lambda: self.on_end())
             undo.callback(stream.close)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 
 from vatt.errors import DriverError, InvalidRequest, LimitExceeded, PoolExhausted, SessionFenced, VattError
@@ -41,7 +42,8 @@ class Leases:
         self._lock = threading.Lock()
         # Two imports at a time could both find a slab's descriptor missing.
         self._importing = threading.Lock()
-        # While pages are let go of they are neither held nor returned yet: nothing is claimed then.
+        # While pages are let go of they are neither held nor returned yet: nothing is claimed then. Not held for longer
+        # than a claim takes, which a vattd is there for: who gives back must not wait for one that is stopped.
         self._releasing = threading.Lock()
         self._generation_of: dict[int, int] = {}
         self._left = FreeExtents()
@@ -135,15 +137,23 @@ class Leases:
                 self._left.give_back(extent)
 
     def resume(self) -> None:
-        """Have the connection re-attach, and claim what is held, while no page is being imported or let go of."""
-        with self._importing, self._releasing:
+        """Have the connection re-attach while no page is being imported, and claim what is held, if it is asked to."""
+        with self._importing:
             self._connection.resume(self._claims)
 
-    def _claims(self) -> Claims:
-        with self._lock:
-            generation_of = dict(self._generation_of)
-        runs = [run for extent in extents_of(generation_of) for run in _page_runs(extent, generation_of)]
-        return Claims(runs, self._mapper.zone_fds())
+    @contextmanager
+    def _claims(self) -> Iterator[Claims]:
+        """What is held, until the claim is answered: nothing of it is let go of meanwhile."""
+        with self._releasing:
+            with self._lock:
+                generation_of = dict(self._generation_of)
+            runs = [run for extent in extents_of(generation_of) for run in _page_runs(extent, generation_of)]
+            slabs = self._mapper.zone_fds()
+            try:
+                yield Claims(runs, slabs)
+            finally:
+                for fd in slabs.values():
+                    os.close(fd)
 
     def _take_out(self, extents: Sequence[Extent]) -> dict[int, int]:
         """Generations by page, of those that are held."""
@@ -171,9 +181,9 @@ class Leases:
             with self._importing:
                 self._check_is_current(runs)
                 import_runs(runs, self._mapper, self._connection.handles)
-            with self._lock:
-                for run in runs:
-                    self._generation_of.update(dict.fromkeys(run.extent.page_ids, run.generation))
+                with self._lock:
+                    for run in runs:
+                        self._generation_of.update(dict.fromkeys(run.extent.page_ids, run.generation))
             undo.pop_all()
         return [run.extent for run in runs]
 

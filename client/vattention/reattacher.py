@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from vatt.errors import (
     Closed,
@@ -19,11 +19,19 @@ from vatt.errors import (
 
 log = logging.getLogger(__name__)
 
-# Between two tries: a vattd that is started anew is there within a second or so. Of many engines, not all at a time.
+# Between two tries: a vattd that is started anew is there within a second or so.
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 # No later try can do better.
 _FINAL = (SessionUnknown, TenantDenied, VersionUnsupported, InvalidRequest, Closed, ForkedSession)
+
+
+def pauses_s() -> Iterator[float]:
+    """How long to wait before each try. At random, so that engines do not come all at once."""
+    longest_s = FIRST_PAUSE_S
+    while True:
+        yield random.uniform(0.5, 1.0) * longest_s
+        longest_s = min(2 * longest_s, LONGEST_PAUSE_S)
 
 
 class Reattacher:
@@ -71,8 +79,7 @@ class Reattacher:
             thread.join()
 
     def _run(self) -> None:
-        pause_s = FIRST_PAUSE_S
-        while True:
+        for pause_s in pauses_s():
             with self._changed:
                 if self._is_stopped or self.lost is not None or self._is_attached():
                     self._thread = None
@@ -80,9 +87,7 @@ class Reattacher:
                     return
             if not self._try():
                 with self._changed:
-                    # At random, so that engines do not come all at once.
-                    self._changed.wait_for(lambda: self._is_stopped, random.uniform(0.5, 1.0) * pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                    self._changed.wait_for(lambda: self._is_stopped, pause_s)
 
     def _try(self) -> bool:
         try:

@@ -288,7 +288,8 @@ class Session:
     def close(self) -> None:
         """Close the session's KV caches, return every page, detach. Idempotent; in a forked child it does nothing.
 
-        An `on_pressure` under way is not waited for, and may be who calls.
+        An `on_pressure` under way is not waited for, and may be who calls. A vattd that cannot be reached is told when
+        one runs again, in the background.
         Raises the first error. If one left pages mapped or in use, vattd keeps them from others until this process
         ends: it is told nothing but the end of the stream.
         """
@@ -351,8 +352,9 @@ class Session:
         self._connection.stream.expect_end()
         try:
             self._client.detach()
-        except VattError as error:  # a vattd that is gone holds nothing of ours; a fenced one sees the process end
-            log.info("session %s ended without a word to vattd: %s", self.session_id, error)
+        except VattError as error:
+            log.info("session %s is closed, and vattd is yet to be told: %s", self.session_id, error)
+            self._connection.detach_later()
 
 
 def _close_each(parts: Iterable[Closeable]) -> None:

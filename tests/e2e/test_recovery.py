@@ -14,7 +14,7 @@ import pytest
 from tests.daemon import Vattd, run_command
 from tests.e2e.conftest import PAGE, Rig
 from tests.e2e.test_chaos import Engine, physical_pages, settled, until, until_all_go_on
-from tests.vattctl.command import vattctl
+from tests.vattctl.command import done, vattctl
 from vatt.v1 import vatt_pb2 as pb
 from vattention import Session
 
@@ -181,7 +181,7 @@ def test_a_vattd_that_could_not_go_on_replaces_none(host: Vattd, options: list[s
     ("options", "words"),
     [
         (["--config", "{folder}/bad.toml"], "is not TOML"),
-        (["--pool-max", "8MiB"], "the mins would be 12 MiB"),
+        (["--pool-max", "8MiB"], "the mins would be 12.0 MiB"),
         (["--metrics-cert", "{folder}/bad.toml", "--metrics-key", "{folder}/bad.toml"], "cannot use --metrics-cert"),
         (["--state-dir", "/proc/nowhere"], "/proc/nowhere"),
     ],
@@ -191,7 +191,7 @@ def test_a_vattd_that_could_not_start_replaces_none(
 ) -> None:
     (tmp_path / "bad.toml").write_text("[tenants.chat\n")
     here = ["--socket-dir", str(host.socket_dir)]
-    assert run_command(["vattctl", "reserve", "chat", "--min", "12MiB", *here]).returncode == 0
+    done(host, "reserve", "chat", "--min", "12MiB")
     command = ["vattd", "start", "--gpu", "host", *here, "--metrics-address", "127.0.0.1:0", "--replace"]
     result = run_command([*command, *(option.format(folder=tmp_path) for option in options)])
     assert result.returncode == 1
@@ -201,10 +201,12 @@ def test_a_vattd_that_could_not_start_replaces_none(
 
 
 def test_a_vattd_that_finds_no_place_for_its_metrics_replaces_the_other_and_says_so(host: Vattd) -> None:
+    first = host.process
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         host.start("--replace", "--metrics-address", f"127.0.0.1:{taken.getsockname()[1]}")
+        assert first.wait(WITHIN_S) == 0
         assert host.ready["metrics"].startswith("off (cannot serve metrics on 127.0.0.1:")
         assert host.status().daemon.state == "serving"
 

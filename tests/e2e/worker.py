@@ -24,6 +24,8 @@ from vattention import LeasePurpose, Session
 
 SLOTS = 64
 MARK = ctypes.c_uint64 * 4
+# What a straggler fills pages with. A page that an engine filled with it has marks as well.
+STRAGGLERS_BYTE = b"\xee"
 
 
 class Worker:
@@ -147,18 +149,19 @@ class Worker:
 
 def straggle(extents: list[Extent], page: int) -> None:
     """A hostile child that outlives its parent: it writes where its parent's pages were, for as long as it lives."""
-    slabs = [fd for fd in map(int, os.listdir("/proc/self/fd")) if is_slab(fd)]
+    slabs = [fd for fd in map(int, os.listdir("/proc/self/fd")) if is_slab(f"/proc/self/fd/{fd}")]
     views = [mmap.mmap(fd, e.page_count * page, offset=e.index * page) for fd in slabs for e in extents]
     print("straggler", os.getpid(), flush=True)
     while True:
         for view in views:
-            view[:] = b"\xee" * len(view)
+            view[:] = STRAGGLERS_BYTE * len(view)
         time.sleep(0.01)  # many of them share this machine
 
 
-def is_slab(fd: int) -> bool:
+def is_slab(fd_path: str) -> bool:
+    """By the name that /proc shows."""
     with suppress(OSError):
-        return "vattd-slab" in os.readlink(f"/proc/self/fd/{fd}")
+        return "vattd-slab" in os.readlink(fd_path)
     return False
 
 

@@ -18,10 +18,11 @@ import grpc
 import pytest
 
 from tests.cudasim import World
-from tests.daemon import Vattd, run_command
+from tests.daemon import READY_WITHIN_S, Vattd, patched, run_command
 from tests.raw_engine import RawEngine, page_count_of, reason_of
 from vatt.sockets import make_directory
 from vatt.v1 import vatt_pb2 as pb
+from vattd.daemon import EXIT_BUG
 
 # However many sessions there are, and whether they read or not.
 STOP_WITHIN_S = 5.0
@@ -192,6 +193,29 @@ def test_sigterm_refuses_leases_answers_who_waits_tells_sessions_and_leaves_page
         for fd in fds:
             os.close(fd)
         assert not vattd.sockets.engine.exists()
+
+
+# What CancelLease then meets.
+BUG = """
+from vatt.pages import LedgerBug
+from vattd.pool import Pool
+
+def cancel(self, session_id, request_id):
+    raise LedgerBug("a page is in no state")
+
+Pool.cancel = cancel
+"""
+
+
+def test_a_bug_of_vattds_is_not_told_as_a_lost_device(tmp_path: Path) -> None:
+    options = ["--pool-max", "1MiB", "--headroom", "0"]
+    with Vattd(*options, env=patched(tmp_path, BUG)) as vattd, RawEngine(vattd.sockets, "a") as engine:
+        with pytest.raises(grpc.RpcError):
+            engine.stub.CancelLease(pb.CancelLeaseRequest(key=engine.key, request_id="any"))
+        notice = next(engine.stream).notice
+        assert notice.kind == pb.Notice.KIND_SHUTTING_DOWN
+        assert notice.message == "vattd is broken and stops; keep what you hold: a page is in no state"
+        assert vattd.process.wait(READY_WITHIN_S) == EXIT_BUG
 
 
 def test_pages_of_the_minimum_are_there_before_anybody_asks() -> None:

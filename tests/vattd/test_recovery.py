@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from tests.daemon import Vattd
+from tests.daemon import Vattd, patched
 from tests.raw_engine import HandleSocket, RawEngine, close_all, reason_of
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
@@ -189,18 +191,42 @@ def test_pages_that_two_sessions_claim_are_neithers(vattd: Vattd) -> None:
         os.close(slab)
 
 
+def test_who_resumes_is_told_the_version_of_the_wire_that_was_agreed_on_this_time(tmp_path: Path) -> None:
+    """The session's first library, or vattd, may have spoken another."""
+    newer = patched(tmp_path, "from vattd import sessions\nsessions.MAX_VERSION = 2\n")
+    with Vattd("--pool-max", "4MiB", "--headroom", "0", env=newer) as vattd, RawEngine(vattd.sockets, "test") as engine:
+        assert engine.attached.protocol_version == 1
+        with Resumed(vattd, engine, [], {}, max_protocol_version=2) as resumed:
+            assert resumed.attached.protocol_version == 2
+        with Resumed(vattd, engine, [], {}) as resumed:
+            assert resumed.attached.protocol_version == 1
+        restart(vattd)
+        with Resumed(vattd, engine, [], {}) as resumed:
+            assert resumed.attached.protocol_version == 1
+
+
+def offer_often(vattd: Vattd, slabs: dict[int, int]) -> None:
+    """Over several connections. Returns when vattd has as many descriptors as before."""
+    before = len(os.listdir(f"/proc/{vattd.pid}/fd"))
+    strangers = [HandleSocket(vattd.sockets) for _ in range(3)]
+    try:
+        for stranger in strangers:
+            for _ in range(2):
+                offer(stranger, slabs)
+    finally:
+        for stranger in strangers:
+            stranger.close()
+    while len(os.listdir(f"/proc/{vattd.pid}/fd")) > before:
+        assert vattd.process.poll() is None
+
+
 def test_what_nobody_misses_is_not_kept(vattd: Vattd) -> None:
     """Descriptors that are sent along are closed, whatever they are."""
     with RawEngine(vattd.sockets) as engine:
         [leased] = engine.lease(8)
         slab, zone = slab_of(engine, leased), leased.run.first_page_id // ZONE_PAGES
-        before = len(os.listdir(f"/proc/{vattd.pid}/fd"))
-        strangers = [HandleSocket(vattd.sockets) for _ in range(3)]
-        for stranger in strangers:
-            offer(stranger, {zone: slab, 77: 0})
-            offer(stranger, {zone: slab, 78: 1})
-        for stranger in strangers:
-            stranger.close()
-        while len(os.listdir(f"/proc/{vattd.pid}/fd")) > before:
-            assert vattd.process.poll() is None
+        with suppress(PermissionError):  # since Linux 6.16, who is not awaited cannot even send them
+            offer_often(vattd, {zone: slab, 77: 0})
+        restart(vattd)
+        offer_often(vattd, {zone: 0, 77: slab})
         os.close(slab)

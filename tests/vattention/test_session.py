@@ -34,6 +34,7 @@ from vatt.pages import Extent, page_count_of
 from vatt.sockets import find_daemon
 from vatt.usage import Usage
 from vatt.v1 import vatt_pb2, vatt_pb2_grpc
+from vattention.attach_stream import AttachStream
 from vattention.engine_client import Grant
 from vattention.kvcache import KVCache
 from vattention.layout import KVCacheSpec, Layout
@@ -449,6 +450,32 @@ def test_a_vattd_that_knows_nothing_of_the_session_says_so_and_the_engine_keeps_
         assert k[slot, :256].sum() == 3.0 * 256 * 2 * 64
     with Session.connect("orphan", socket_dir=own_vattd.socket_dir) as session:
         session.give_back(session.lease(1))
+
+
+def test_a_session_whose_claim_was_heard_and_not_answered_is_back_with_its_pages(
+    own_vattd: Vattd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It claims once more, and vattd awaits it no longer."""
+    with Session.connect("claiming", socket_dir=own_vattd.socket_dir, patience_s=WAIT_S) as session:
+        session.lease(16)
+        attached = AttachStream.attached
+        answers = 0
+
+        def lose_the_first_answer(stream: AttachStream, timeout_s: float) -> vatt_pb2.Attached:
+            nonlocal answers
+            answer = attached(stream, timeout_s)
+            answers += 1
+            if answers == 1:
+                raise DaemonUnreachable("the answer was lost")
+            return answer
+
+        monkeypatch.setattr(AttachStream, "attached", lose_the_first_answer)
+        own_vattd.stop(signal.SIGKILL)
+        own_vattd.start()
+        session.give_back(session.lease(1))
+        assert answers == 2
+        assert session.state is SessionState.ATTACHED
+        assert pages_leased(own_vattd.socket_dir, session) == 16
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -81,6 +81,24 @@ def test_an_empty_zone_can_be_forgotten_and_begun_anew(driver: HostPhysical) -> 
     driver.create(Extent(ZONE_PAGES, 2))
 
 
+def test_a_zone_that_was_adopted_is_like_any_other_once_it_was_forgotten(driver: HostPhysical) -> None:
+    """In an adopted slab memory where no page is may be held; in one's own it is a stray, and goes."""
+    earlier = HostPhysical(driver.page_size_bytes)
+    earlier.create(Extent(ZONE_PAGES, 1))
+    mark, slab = earlier.zone_mark(1), earlier.export(ZONE_PAGES)
+    assert mark is not None
+    driver.adopt_zone(1, slab, mark)
+    os.close(slab)
+    earlier.close()
+    driver.drop_zone(1)
+    driver.create(Extent(ZONE_PAGES, 1))
+    slab = driver.export(ZONE_PAGES)
+    os.pwrite(slab, b"stray", 7 * driver.page_size_bytes)
+    driver.destroy(Extent(ZONE_PAGES, 1))
+    assert os.fstat(slab).st_blocks == 0
+    os.close(slab)
+
+
 @pytest.mark.parametrize("failing_step", [1, 2, 3])
 def test_a_create_that_the_kernel_refuses_half_way_keeps_nothing(
     driver: HostPhysical, monkeypatch: pytest.MonkeyPatch, failing_step: int
