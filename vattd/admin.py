@@ -20,6 +20,7 @@ from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattd import __version__
 from vattd.audit import AuditLog
+from vattd.engine_session import EngineSession
 from vattd.guarantee import Access
 from vattd.messages import (
     access_message,
@@ -37,7 +38,7 @@ from vattd.messages import (
 from vattd.pool import Pool
 from vattd.recovery import Recovery
 from vattd.service import Context, rpc
-from vattd.sessions import DRAINING, EngineSession, Sessions
+from vattd.sessions import DRAINING, Sessions
 from vattd.snapshot import SessionView, Snapshot, TenantView
 from vattd.tenant_book import Change, TenantBook
 from vattd.tenants import Tenant

@@ -19,6 +19,7 @@ from vatt.usage import Usage
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattd.crowd import Crowd
+from vattd.engine_session import EngineSession
 from vattd.handles import parse_run
 from vattd.messages import device_message, seconds
 from vattd.methods import well_formed
@@ -34,7 +35,7 @@ from vattd.rates import (
     STRANGERS_WEIGHT,
     Rates,
 )
-from vattd.sessions import Attachment, EngineSession, Sessions
+from vattd.sessions import Attachment, Sessions
 from vattd.status_codes import abort
 from vattd.wish import Purpose, Wish
 from vattention.vmm.driver import HandleKind, PhysicalDriver

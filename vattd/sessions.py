@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from vatt.errors import (
     InvalidRequest,
     KillRefused,
     MpsRefused,
-    SessionEvicted,
     SessionFenced,
     SessionUnknown,
     SystemLimit,
@@ -27,12 +24,11 @@ from vatt.errors import (
 from vatt.names import check_tenant_name
 from vatt.protocol import MAX_VERSION, MIN_VERSION
 from vatt.v1 import vatt_pb2 as pb
+from vattd.engine_session import EngineSession, digest_of
 from vattd.handles import HandleConnection, parse_run
 from vattd.journal import Journal, SessionFacts
 from vattd.mailbox import Mailbox
 from vattd.messages import reclaim_message
-from vattd.page_run import PageRun
-from vattd.peer import Peer
 from vattd.pool import Pool
 from vattd.reclaim import Request
 from vattd.recovery import Recovery, Survivor
@@ -56,49 +52,6 @@ MAX_SESSIONS_PER_PROCESS = 64
 # So that one user or tenant cannot take all places there are.
 MAX_SESSIONS_PER_USER = 1024
 MAX_SESSIONS_PER_TENANT = 1024
-
-
-@dataclass(slots=True, eq=False)
-class EngineSession:
-    """One attached process. It ends when the process does, or by its own Detach; never by a timer."""
-
-    facts: SessionFacts
-    peer: Peer
-    protocol_version: int
-    pool: Pool
-    connection: HandleConnection | None  # None: an earlier vattd's, and not re-attached yet
-    mailbox: Mailbox = field(default_factory=Mailbox)
-    fenced: bool = False
-    evicted: bool = False  # an operator asked it to leave
-    secret: bytes = b""  # known where the session was born
-    refused_claims: Sequence[PageRun] = ()  # what another session claims as well: told whenever it attaches
-
-    @property
-    def session_id(self) -> str:
-        return self.facts.session_id
-
-    @property
-    def tenant(self) -> str:
-        return self.facts.tenant
-
-    def knows(self, secret: bytes) -> bool:
-        """Is this the session's secret?"""
-        return hmac.compare_digest(_digest(secret), self.facts.secret_digest)
-
-    async def pull(self, runs: list[PageRun]) -> list[int]:
-        """The handle socket's side: new file descriptors of pages that this session leases."""
-        self.check_not_fenced()
-        return await self.pool.exports.pull(self.session_id, runs, self.peer.uid)
-
-    def check_not_fenced(self) -> None:
-        if self.fenced:
-            raise SessionFenced(f"session {self.session_id}: its stream broke; re-attach to go on")
-
-    def check_may_lease(self, *, is_repeat: bool) -> None:
-        """What was granted before is told again also to who gets no more: it would not know what it holds."""
-        self.check_not_fenced()
-        if self.evicted and not is_repeat:
-            raise SessionEvicted(f"session {self.session_id}: an operator asked it to leave; it gets no more pages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +268,7 @@ class Sessions:
         peer, secret = connection.peer, secrets.token_bytes(16)
         facts = SessionFacts(
             session_id=f"{peer.pid}-{self._opened + 1}",
-            secret_digest=_digest(secret),
+            secret_digest=digest_of(secret),
             tenant=request.tenant,
             pid=peer.pid,
             start_ticks=peer.start_ticks(),
@@ -403,11 +356,6 @@ def _mps_refusal(pid: int, uuid: str) -> MpsRefused:
         f"process {pid} reaches {uuid} through an MPS server, where its end does not prove that its kernels ended: run "
         "it with CUDA_MPS_PIPE_DIRECTORY set to an empty directory, or start vattd with --allow-mps"
     )
-
-
-def _digest(secret: bytes) -> str:
-    """What is kept of a secret."""
-    return hashlib.sha256(secret).hexdigest()
 
 
 def _common_version(request: pb.AttachRequest) -> int:
