@@ -34,10 +34,10 @@ class OldZones:
         self._zones.setdefault(extent.zone, _OldZone()).known_pages += extent.page_count
 
     def destroyed(self, extent: Extent) -> None:
-        """Named pages have no memory any more."""
+        """Named pages have no memory any more. Those of a false claim may have had none before."""
         old = self._zones[extent.zone]
         old.known_pages -= extent.page_count
-        old.backed_pages -= extent.page_count
+        old.backed_pages = max(old.known_pages, old.backed_pages - extent.page_count)
 
     def backed_in(self, zone: int) -> int:
         """Pages that have memory."""
