@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vatt.errors import InvalidRequest, SystemLimit
+from vattd.peer import start_ticks_of
 
 VERSION = 1
 PLACE_BYTES = 2048  # two to a page of the file
@@ -87,7 +88,7 @@ class Journal:
             except OSError as error:
                 raise SystemLimit(f"cannot open {path} ({error.strerror})") from error
             undo.callback(os.close, self._fd)
-            content = _parse(path, os.pread(self._fd, MAX_PLACES * PLACE_BYTES, 0), facts)
+            content = _for(facts, _parse(path, os.pread(self._fd, MAX_PLACES * PLACE_BYTES, 0)))
             if not content.entries:
                 os.ftruncate(self._fd, 0)
             self.next_zone, self.entries = content.next_zone, list(content.entries.values())
@@ -169,24 +170,52 @@ class Journal:
 
 def read_journal(path: Path, facts: JournalFacts) -> list[Entry]:
     """What another vattd has written, of this boot of the machine. Raises InvalidRequest as Journal does."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise SystemLimit(f"cannot read {path} ({error.strerror})") from error
-    return list(_parse(path, data, facts).entries.values())
+    return list(_for(facts, _read(path)).entries.values())
+
+
+def noted_page_size_bytes(path: Path) -> int | None:
+    """The size of the pages that live engines hold; None if there are none. Raises InvalidRequest as Journal does."""
+    content = _read(path)
+    return content.facts.page_size_bytes if content.facts is not None and content.has_engines() else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
     """A journal as it was read: entries by place."""
 
+    facts: JournalFacts | None = None
     next_zone: int = 0
     entries: dict[int, Entry] = field(default_factory=dict)
 
+    def has_engines(self) -> bool:
+        """Does the process of any session live?"""
+        sessions = [entry.facts for entry in self.entries.values() if isinstance(entry.facts, SessionFacts)]
+        return any(one.start_ticks and start_ticks_of(one.pid) == one.start_ticks for one in sessions)
 
-def _parse(path: Path, data: bytes, facts: JournalFacts) -> _Content:
+
+def _read(path: Path) -> _Content:
+    try:
+        return _parse(path, path.read_bytes())
+    except FileNotFoundError:
+        return _Content()
+    except OSError as error:
+        raise SystemLimit(f"cannot read {path} ({error.strerror})") from error
+
+
+def _for(facts: JournalFacts, content: _Content) -> _Content:
+    """What a vattd with these pages has to go on with. Raises InvalidRequest if it cannot."""
+    before = content.facts
+    if before is None or before == facts or not content.entries:
+        return content
+    if content.has_engines():
+        raise InvalidRequest(
+            f"engines hold pages of {before.page_size_bytes} bytes of {before.device}, from the vattd that ran before: "
+            f"start with --page-size {before.page_size_bytes}, or end them first"
+        )
+    return _Content(next_zone=content.next_zone)
+
+
+def _parse(path: Path, data: bytes) -> _Content:
     """Empty if there is nothing, or it is of another boot, whose engines are gone."""
     if not any(data[: _HEAD.size]):  # new, or its maker died before the first write
         return _Content()
@@ -209,12 +238,7 @@ def _parse(path: Path, data: bytes, facts: JournalFacts) -> _Content:
         raise InvalidRequest(
             f"{path} cannot be read ({error}): end the engines of the vattd that ran before, and move the file away"
         ) from error
-    if entries and before != facts:
-        raise InvalidRequest(
-            f"engines hold pages of {before.page_size_bytes} bytes of {before.device}, from the vattd that ran before: "
-            f"start with --page-size {before.page_size_bytes}, or end them first"
-        )
-    return _Content(next_zone, entries)
+    return _Content(before, next_zone, entries)
 
 
 def _parse_entries(data: bytes) -> Iterator[tuple[int, Entry]]:

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from vatt.errors import InvalidRequest
 from vatt.sizes import format_size, parse_size_or_percent
+from vatt.sockets import Sockets
 from vattd.config import DEFAULT_POOL_MAX, Config
+from vattd.journal import noted_page_size_bytes
 from vattd.rules import PoolLimits
 from vattention.vmm import host_page_size_bytes
 from vattention.vmm.driver import PhysicalDriver
@@ -16,9 +18,14 @@ log = logging.getLogger(__name__)
 
 
 def page_size_bytes_of(config: Config, device: str) -> int | None:
-    """None: the driver's own default."""
+    """None: the driver's own default. On the host it goes by the pool's size, unless engines hold pages already.
+
+    Raises InvalidRequest for a journal that cannot be read."""
     if config.page_size_bytes is not None or device != "host" or config.huge_pages:
         return config.page_size_bytes
+    noted = noted_page_size_bytes(Sockets(config.socket_dir / device).journal)
+    if noted is not None:
+        return noted
     from vattention.vmm.host_memory import HostMemory
 
     pool_max = config.pool_max or DEFAULT_POOL_MAX[device]

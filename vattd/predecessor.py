@@ -69,7 +69,7 @@ def end_running(sockets: Sockets) -> int:
         if not poll.poll(STOP_WITHIN_S * 1000):
             raise VattError(f"vattd (pid {peer.pid}) has not stopped within {STOP_WITHIN_S:.0f} s: see its log")
     except PermissionError as error:
-        raise VattError(f"vattd (pid {peer.pid}) is another user's: {error}") from error
+        raise VattError(f"vattd (pid {peer.pid}) is another user's: `sudo vattd stop` ends it") from error
     finally:
         peer.close()
     return peer.pid

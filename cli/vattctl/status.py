@@ -114,7 +114,8 @@ def _recovery_words(answer: pb.GetStatusResponse) -> str:
         words.append(f"{daemon.disputed_pages_total} pages claimed by two sessions, lent to nobody")
     if not words:
         return ""
-    return f"of the sessions of the vattd before, {daemon.recovered_sessions_total} are back; {', '.join(words)}"
+    back = daemon.recovered_sessions_total
+    return f"of the sessions of the vattd before, {back} {'is' if back == 1 else 'are'} back; {', '.join(words)}"
 
 
 def _scrub_words(pool: pb.Pool, backend: str) -> Text:

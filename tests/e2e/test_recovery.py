@@ -15,6 +15,7 @@ from tests.daemon import Vattd, run_command
 from tests.e2e.conftest import PAGE, Rig
 from tests.e2e.test_chaos import Engine, physical_pages, settled, until, until_all_go_on
 from tests.vattctl.command import done, vattctl
+from vatt.pages import page_count_of
 from vatt.v1 import vatt_pb2 as pb
 from vattention import Session
 
@@ -198,6 +199,17 @@ def test_a_vattd_that_could_not_start_replaces_none(
     assert words in " ".join(result.stderr.split())
     assert host.process.poll() is None
     assert host.status().daemon.state == "serving"
+
+
+def test_pages_stay_as_large_as_engines_have_them_unless_somebody_says_otherwise(host: Vattd) -> None:
+    """Else a much larger pool would have larger ones by default."""
+    first = host.process
+    with Session.connect("a", socket_dir=host.socket_dir) as session:
+        session.lease(4)
+        host.start("--replace", "--pool-max", "9GiB")
+        assert first.wait(WITHIN_S) == 0
+        assert host.status().pool.page_size_bytes == PAGE
+        assert page_count_of(session.lease(4)) == 4
 
 
 def test_a_vattd_that_finds_no_place_for_its_metrics_replaces_the_other_and_says_so(host: Vattd) -> None:

@@ -14,7 +14,17 @@ import pytest
 
 from vatt.errors import InvalidRequest, SystemLimit
 from vattd import journal as journal_module
-from vattd.journal import PLACE_BYTES, Entry, Journal, JournalFacts, SessionFacts, SlabFacts, read_journal
+from vattd.journal import (
+    PLACE_BYTES,
+    Entry,
+    Journal,
+    JournalFacts,
+    SessionFacts,
+    SlabFacts,
+    noted_page_size_bytes,
+    read_journal,
+)
+from vattd.peer import start_ticks_of
 
 FACTS = JournalFacts("host", 65536)
 SESSION = SessionFacts("7-1", "ab" * 32, "chat", 7, 1234, 1000, "vattention/1 \N{SNOWMAN}", 1.5)
@@ -82,15 +92,21 @@ def test_places_are_used_again_and_are_bounded(path: Path, monkeypatch: pytest.M
     assert read_journal(path, FACTS) == []
 
 
-def test_other_pages_are_refused_while_engines_hold_some(path: Path) -> None:
+def test_other_pages_are_refused_while_engines_live_that_hold_some(path: Path) -> None:
     written(path)
+    assert noted_page_size_bytes(path) is None, "pid 7 began at another time"
+    journal = Journal(path, FACTS)
+    journal.change(replace(SESSION, pid=os.getpid(), start_ticks=start_ticks_of(os.getpid())), 5)
+    journal.close()
+    assert noted_page_size_bytes(path) == 65536
     with pytest.raises(InvalidRequest, match="start with --page-size 65536"):
         Journal(path, JournalFacts("host", 4096))
     journal = Journal(path, FACTS)
-    journal.drop("7-1")
-    journal.drop(3)
+    journal.change(SESSION, 5)
     journal.close()
-    Journal(path, JournalFacts("host", 4096)).close()
+    journal = Journal(path, JournalFacts("host", 4096))
+    assert (journal.entries, journal.next_zone) == ([], 4), "what is gone is not used again"
+    journal.close()
 
 
 def test_a_full_disk_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
