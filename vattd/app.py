@@ -234,7 +234,8 @@ def start(
       vattd start --gpu 1 --pool-max 60%
       vattd start --gpu host --pool-max 4GiB --page-size 64KiB --detach
       vattd start --config tenants.toml --reclaim-kill-after 30s
-      vattd start --replace --pool-max 70%   an upgrade, or other options, while engines serve
+      vattd start --replace              an upgrade, or other options, while
+                                         engines serve
 
     \b
     A configuration file:
@@ -242,7 +243,7 @@ def start(
       min = "8GiB"          # a promise; or a part of the pool: "25%"
       max = "40GiB"         # left out: the whole pool
       weight = 2            # left out: 1
-      hard = true           # left out: the unused part of the min is lent to others
+      hard = true           # left out: what is unused of the min is lent
       allow = ["alice", 1001, "@staff"]  # left out: the user that runs vattd
     """
     state_dir = (state_dir or default_state_dir(socket_dir, os.environ)).absolute()
@@ -321,7 +322,11 @@ def _start_detached(socket_dir: Path) -> int:
     make_directory(socket_dir)
     log_path = socket_dir / "vattd.log"
     ready, ready_child = os.pipe()
-    with open(ready) as answers, open(log_path, "ab") as log_file:
+    try:
+        opened = open(log_path, "ab")  # noqa: SIM115  closed below
+    except OSError as error:
+        _fail(f"cannot write {log_path} ({error.strerror}): is {socket_dir} another user's?", EXIT_REFUSED)
+    with open(ready) as answers, opened as log_file:
         child = subprocess.Popen(
             [sys.executable, "-m", "vattd", *arguments, "--ready-fd", str(ready_child)],
             pass_fds=[ready_child],

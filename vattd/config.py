@@ -88,13 +88,21 @@ class Config:
     isolate: bool = False  # pages that leave a tenant are destroyed, also where they could be scrubbed and passed on
 
     def __post_init__(self) -> None:
-        for text in (self.pool_min, self.pool_max, self.headroom):
+        sizes = {"--pool-min": self.pool_min, "--pool-max": self.pool_max, "--headroom": self.headroom}
+        for option, text in sizes.items():
             if text is not None:
-                parse_size_or_percent(text, 1 << 40)
+                try:
+                    parse_size_or_percent(text, 1 << 40)
+                except InvalidRequest as error:
+                    raise InvalidRequest(f"{option}: {error}") from error
         if self.page_size_bytes is not None and self.page_size_bytes < 1:
             raise InvalidRequest("--page-size: a page has at least one byte")
         if self.metrics_address is not None:
             self.metrics_access.check_host(self.metrics_address.host)
+        elif self.metrics_access != MetricsAccess():
+            raise InvalidRequest("--metrics-address off, and options that say how to serve them: leave one of them out")
+        if self.device == "":
+            raise InvalidRequest("--gpu is empty: give a number, a UUID or host, or leave it out")
         if self.isolate and self.scrub is Scrub.NEVER:
             raise InvalidRequest(
                 "--isolate keeps tenants apart, and with --scrub never their new pages may hold anybody's old bytes: "

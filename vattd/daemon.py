@@ -137,6 +137,8 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         )
         if config.scrub is Scrub.NEVER and not driver.fresh_is_zero:
             log.warning("--scrub never: tenants may read what others left in their pages, and what was there before")
+        if config.allow_mps and driver.device.backend == "cuda":
+            log.warning("--allow-mps: the end of an engine behind an MPS server does not prove that its kernels ended")
         where = {"socket_dir": str(config.socket_dir), "device": driver.device.uuid}
         ready.say({**where, "pid": os.getpid(), "metrics": metrics})
 

@@ -9,7 +9,7 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 
-from vatt.errors import InvalidRequest
+from vatt.errors import InvalidRequest, SystemLimit
 from vattention.vmm.driver import Device
 
 # Incarnations are seconds since this moment, which fits 31 bits until 2088.
@@ -26,6 +26,7 @@ class DeviceLock:
 
     def __init__(self, path: Path, device: Device) -> None:
         """Raises InvalidRequest if another vattd holds the device."""
+        self._path = path
         with ExitStack() as undo:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             undo.callback(os.close, self._fd)
@@ -40,10 +41,13 @@ class DeviceLock:
             self._undo = undo.pop_all()
 
     def incarnation(self, now_s: float) -> int:
-        """A number for this run, greater than every earlier one's."""
+        """A number for this run, greater than every earlier one's. Raises SystemLimit."""
         incarnation = max(int(now_s) - _EPOCH_S, self._last + 1)
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, b"%d %d\n" % (os.getpid(), incarnation), 0)
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, b"%d %d\n" % (os.getpid(), incarnation), 0)
+        except OSError as error:
+            raise SystemLimit(f"cannot write {self._path} ({error.strerror})") from error
         return incarnation
 
     def release(self) -> None:

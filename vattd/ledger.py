@@ -116,6 +116,7 @@ class Ledger:
         self.stock.inherit_lent(found.shelf, page_count)
         self._tenants.join(found, uid)
         self._sessions[session_id] = _Session(session_id, found, unclaimed_pages=page_count)
+        self._note_peak()
 
     def claim(self, session_id: str, runs: Iterable[PageRun], *, final: bool) -> Claimed:
         """A restored session says which pages it holds; those that it does not name are its own no more.
@@ -186,10 +187,13 @@ class Ledger:
         extents = self.stock.lend(shelf, min(page_count, shelf.ready_pages))
         for extent in extents:
             session.generations.update(dict.fromkeys(extent.page_ids, generation))
-        self._peak_leased_pages = max(self._peak_leased_pages, self.stock.lent_pages)
+        self._note_peak()
         runs = tuple(PageRun(extent, generation) for extent in extents)
         self._remember(session, request_id, runs)
         return runs
+
+    def _note_peak(self) -> None:
+        self._peak_leased_pages = max(self._peak_leased_pages, self.stock.lent_pages)
 
     def cancel(self, session_id: str, request_id: str) -> int:
         """Take back what `request_id` was granted, and refuse it if it comes later. Returns how many pages came."""

@@ -51,6 +51,8 @@ class MetricsAccess:
         """None: plain HTTP. Raises InvalidRequest if a file is not what it should be."""
         if self.certificate is None:
             return None
+        if self.key is not None and self.key.stat().st_mode & 0o007:
+            raise InvalidRequest(f"--metrics-key {self.key} may be read by anybody: `chmod o= {self.key}`")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:

@@ -45,7 +45,7 @@ class JournalNotes:
 
     def held(self, session_id: str, page_count: int) -> None:
         tenant = self._ledger.tenant_of(session_id)
-        slab = self._slabs.get(tenant.shelf.zone.number)
+        slab = self._slab(tenant.shelf.zone.number)
         if slab is not None and slab.tenant != tenant.name:  # its pages were made ahead of any tenant
             slab = SlabFacts(slab.zone, tenant.name, slab.mark)
             self._journal.change(slab, self._ledger.stock.backed_in(slab.zone))
@@ -55,13 +55,17 @@ class JournalNotes:
     def backed(self, zone: int) -> None:
         if zone >= self._journal.next_zone:
             self._journal.use_zone(zone)
-        mark = self._driver.zone_mark(zone)
-        if mark is None:  # no engine has it yet, or none ever will
-            return
-        if not self._journal.has(zone):
-            self._slabs[zone] = SlabFacts(zone, "", mark)
-            self._journal.add_slab(self._slabs[zone])
-        self._journal.note_pages(zone, self._ledger.stock.backed_in(zone))
+        if self._journal.has(zone) or self._slab(zone) is not None:
+            self._journal.note_pages(zone, self._ledger.stock.backed_in(zone))
+
+    def _slab(self, zone: int) -> SlabFacts | None:
+        """The zone's slab, which is noted by now. None: no engine can have it yet, or none ever will."""
+        mark = None if zone in self._slabs else self._driver.zone_mark(zone)
+        if mark is not None:
+            slab = SlabFacts(zone, "", mark)
+            self._journal.add_slab(slab)
+            self._slabs[zone] = slab
+        return self._slabs.get(zone)
 
     def dropped(self, zone: int) -> None:
         self._slabs.pop(zone, None)

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
 from vatt.sizes import format_size
@@ -62,14 +63,28 @@ def end_running(sockets: Sockets) -> int:
             ) from error
         peer = peer_of(connection)
     try:
+        if _is_stopped(peer.pid):  # it would end when it goes on, and nobody would wait for that
+            raise VattError(f"vattd (pid {peer.pid}) is stopped: `kill -CONT {peer.pid}` first, or `kill -9` ends it")
         with suppress(ProcessLookupError):  # it has just ended
             signal.pidfd_send_signal(peer.pidfd, signal.SIGTERM)
         poll = select.poll()
         poll.register(peer.pidfd, select.POLLIN)
         if not poll.poll(STOP_WITHIN_S * 1000):
-            raise VattError(f"vattd (pid {peer.pid}) has not stopped within {STOP_WITHIN_S:.0f} s: see its log")
+            raise VattError(
+                f"vattd (pid {peer.pid}) has not ended within {STOP_WITHIN_S:.0f} s: see its log; `kill -9 {peer.pid}` "
+                "does, and engines keep what they hold"
+            )
     except PermissionError as error:
         raise VattError(f"vattd (pid {peer.pid}) is another user's: `sudo vattd stop` ends it") from error
     finally:
         peer.close()
     return peer.pid
+
+
+def _is_stopped(pid: int) -> bool:
+    """By SIGSTOP, or a debugger."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # it has just ended, or is not ours to see
+        return False
+    return state in "Tt"

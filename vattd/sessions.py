@@ -261,7 +261,7 @@ class Sessions:
         self, request: pb.AttachRequest, connection: HandleConnection, version: int, now_s: float
     ) -> EngineSession:
         if self.count_of(connection.peer.pid) >= MAX_SESSIONS_PER_PROCESS:
-            raise InvalidRequest(f"a process has at most {MAX_SESSIONS_PER_PROCESS} sessions: detach some")
+            raise InvalidRequest(f"a process has at most {MAX_SESSIONS_PER_PROCESS} sessions: close some")
         self._check_room(connection.peer.uid, request.tenant)
         if request.uses_mps and not self._allow_mps:
             raise _mps_refusal(connection.peer.pid, self._greeting.device.uuid)

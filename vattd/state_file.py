@@ -34,8 +34,12 @@ class StateFile:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """While it is, no other vattd may have it. Raises InvalidRequest if one has."""
-        fd = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        """While it is, no other vattd may have it. Raises InvalidRequest if one has, SystemLimit."""
+        lock = self.path.with_suffix(".lock")
+        try:
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise SystemLimit(f"cannot open {lock} ({error.strerror}): choose another --state-dir") from error
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,6 +106,8 @@ class StateFile:
                     path.unlink()
 
     def _unreadable(self, error: Exception) -> InvalidRequest:
+        if isinstance(error, PermissionError):
+            return InvalidRequest(f"the reservations in {self.path} are another user's: run vattd as that user")
         return InvalidRequest(
             f"the reservations in {self.path} cannot be read ({error}): mend the file, or move it away to start "
             "without them"
@@ -109,6 +115,8 @@ class StateFile:
 
 
 def _parse(plain: Any) -> State:
+    if not isinstance(plain, dict):
+        raise TypeError("it holds no JSON object")
     if plain["version"] != VERSION:
         raise ValueError(f"version {plain['version']}, and this vattd knows {VERSION}")
     if type(plain["revision"]) is not int or plain["revision"] < 0:

@@ -103,6 +103,8 @@ class KVCache:
     ) -> None:
         """`fence` stands in for the default one. Without `background`, `settle()` does what the thread would: with a
         `clock` of the caller's, in a time of the caller's."""
+        if not isinstance(spec, KVCacheSpec):
+            raise InvalidRequest(f"spec must be a KVCacheSpec, not {spec!r}")
         self._mapper = session.mapper
         self._pages = session.pages
         self._home = session

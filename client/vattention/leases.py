@@ -57,7 +57,7 @@ class Leases:
         page_count = as_integer(page_count, "page_count")
         min_page_count = as_integer(min_page_count, "min_page_count")
         if page_count < 1 or not 0 <= min_page_count <= page_count:
-            raise InvalidRequest(f"a lease of {page_count} pages, at least {min_page_count}")
+            raise InvalidRequest(f"{page_count} pages, at least {min_page_count}: lease one or more, the least no more")
         check_wait(wait_s)
         if wait_s and purpose is not LeasePurpose.ADMIT:
             raise InvalidRequest("only a lease to ADMIT may wait")

@@ -275,9 +275,11 @@ class Session:
         self._birth.check()
         if self._closed:
             raise Closed("the session is closed")
+        was_fenced = self._connection.stream.ended is not None
         self._leases.resume()
         self._reattacher.note_attached()
-        log.warning("session %s is back", self.session_id)  # as loud as the word that it is fenced
+        if was_fenced:
+            log.warning("session %s is back", self.session_id)  # as loud as the word that it is fenced
         if self.disputed_pages:
             log.error("session %s: another session claims %d pages of it", self.session_id, self.disputed_pages)
         self._client.settle()

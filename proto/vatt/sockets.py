@@ -32,7 +32,7 @@ def make_directory(path: Path) -> None:
             missing.chmod(mode)  # whatever the umask
     except OSError as error:
         raise InvalidRequest(f"cannot make {path} ({error.strerror}): choose another --socket-dir") from error
-    check_directory(path)
+    check_directory(path, "--socket-dir")
 
 
 def make_private_directory(path: Path) -> None:
@@ -41,17 +41,19 @@ def make_private_directory(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidRequest(f"cannot make {path} ({error.strerror}): choose another --state-dir") from error
-    check_directory(path)
+    check_directory(path, "--state-dir")
 
 
-def check_directory(path: Path) -> None:
-    """Raises InvalidRequest unless the directory is ours or root's, and nobody else may write to it."""
+def check_directory(path: Path, option: str) -> None:
+    """Raises InvalidRequest unless the directory is ours or root's, and nobody else may write to it.
+
+    `option` is where another one can be chosen."""
     facts = path.stat()
     others_write = facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid not in (os.geteuid(), 0) or others_write:
         raise InvalidRequest(
-            f"{path} is no safe place for sockets: it must be a directory of yours that no other user may write to "
-            f"(chmod go-w, or choose another --socket-dir)"
+            f"{path} is no safe place: it must be a directory of yours that no other user may write to (chmod go-w, or "
+            f"choose another {option})"
         )
 
 
@@ -132,16 +134,23 @@ def search_dirs(environ: Mapping[str, str]) -> list[Path]:
 def find_daemons(socket_dirs: Sequence[Path], device: str | None = None) -> list[Sockets]:
     """The sockets of every vattd, or of every one for `device` (`host` or a GPU's UUID), directory by directory.
 
-    A vattd that was killed leaves its sockets behind: to be found is not to be alive. Raises InvalidRequest for a
-    directory that another user could have put sockets in.
+    A vattd that was killed leaves its sockets behind: to be found is not to be alive. A directory that another user
+    could have put sockets in is passed over; if there is nothing elsewhere, it raises InvalidRequest.
     """
-    found = []
+    found: list[Sockets] = []
+    unsafe: InvalidRequest | None = None
     for directory in dict.fromkeys(socket_dirs):
-        if directory.exists():
-            check_directory(directory)
+        try:
+            if directory.exists():
+                check_directory(directory, "--socket-dir")
+        except InvalidRequest as error:
+            unsafe = error
+            continue
         for engine in sorted(directory.glob("*/engine.sock")):
             if device in (None, engine.parent.name):
                 found.append(Sockets(engine.parent))
+    if unsafe is not None and not found:
+        raise unsafe
     return found
 
 

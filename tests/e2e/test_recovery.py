@@ -109,7 +109,7 @@ def test_a_silent_sessions_memory_is_kept_and_it_may_come_back_late(rig: Callabl
             until_all_go_on([other])
             until(lambda: session_of(vattd, engine).state == "silent", WITHIN_S, "not silent")
             shown = " ".join(vattctl(vattd, "status").stdout.split())
-            assert "of the sessions of the vattd before, 1 are back; 1 with" in shown
+            assert "of the sessions of the vattd before, 1 is back; 1 with" in shown
             assert f"keeps its memory; `vattctl evict {session_of(vattd, engine).session_id} --kill`" in shown
             with urllib.request.urlopen(vattd.ready["metrics"], timeout=10) as answer:
                 lines = answer.read().decode().splitlines()
@@ -191,6 +191,7 @@ def test_a_vattd_that_could_not_start_replaces_none(
     host: Vattd, tmp_path: Path, options: list[str], words: str
 ) -> None:
     (tmp_path / "bad.toml").write_text("[tenants.chat\n")
+    (tmp_path / "bad.toml").chmod(0o600)
     here = ["--socket-dir", str(host.socket_dir)]
     done(host, "reserve", "chat", "--min", "12MiB")
     command = ["vattd", "start", "--gpu", "host", *here, "--metrics-address", "127.0.0.1:0", "--replace"]

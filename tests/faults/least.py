@@ -41,6 +41,7 @@ LEAST: Mapping[str, tuple[Mapping[str, int], int]] = {
     "engine: admitting": ({"ENOMEM": 4, "EPERM": 2}, 9),
     "engine: closing": ({"ENOMEM": 3, "EPERM": 2}, 9),
     "journal: claim, sweep and end": ({"ENOSPC": 5}, 0),
+    "journal: first lease": ({"ENOSPC": 3}, 0),
     "vattd: leasing": ({}, 3),
     "vattd: growing": ({}, 4),
 }

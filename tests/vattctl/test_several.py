@@ -94,8 +94,12 @@ def test_one_that_hangs_is_not_waited_for_for_ever() -> None:
         os.kill(vattd.pid, signal.SIGSTOP)
         try:
             said = refused(vattd, "status", status=3)
+            stop = run_command(["vattd", "stop", "--socket-dir", str(vattd.socket_dir)])
         finally:
             os.kill(vattd.pid, signal.SIGCONT)
+        assert stop.returncode == 1
+        assert f"kill -CONT {vattd.pid}" in stop.stderr
+        assert vattd.status().daemon.state == "serving", "no signal waited for it"
         assert "does not answer within 5 s" in said
         assert "vattd stop --gpu host" in said
 
@@ -105,6 +109,14 @@ def test_where_there_is_none_the_json_has_its_shape_too(tmp_path: Path) -> None:
     assert result.returncode == 3
     assert json.loads(result.stdout) == {"daemons": [], "unreachable": []}
     assert "`vattd start`" in result.stderr
+
+
+def test_a_directory_that_another_user_may_have_filled_is_passed_over(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(InvalidRequest, match="no safe place"):
+        find_daemons([tmp_path])
+    with Vattd(*POOL) as vattd:
+        assert find_daemons([tmp_path, vattd.socket_dir]) == [vattd.sockets]
 
 
 def test_in_two_directories_an_engine_takes_the_first_and_an_operator_must_choose() -> None:

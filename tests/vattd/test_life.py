@@ -46,7 +46,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_the_way_out() -> None:
     ("arguments", "words"),
     [
         (["--pool-max", "lots"], "8GiB"),
-        (["--pool-max", "150%"], "100%"),
+        (["--pool-max", "150%"], "--pool-max: '150%' is more than 100%"),
         (["--pool-max", "1KiB"], "less than one page"),
         (["--pool-max", "1000TiB"], "more than the"),
         (["--pool-max", "1MiB", "--pool-min", "2MiB"], "--pool-min 2MiB is more than --pool-max 1MiB"),
@@ -62,7 +62,9 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_the_way_out() -> None:
         (["--metrics-cert", "/etc/hostname"], "give both, or none"),
         (["--metrics-client-ca", "/etc/hostname"], "needs TLS"),
         (["--metrics-password-file", "/nowhere"], "does not exist"),
+        (["--metrics-password-file", "/etc/hostname"], "--metrics-address off, and options that say how"),
         (["--gpu", "nonsense"], "not a device"),
+        (["--gpu", ""], "--gpu is empty"),
         (["--socket-dir", "/tmp/" + "x" * 100], "longer than"),
         (["--socket-dir", "/proc/nowhere"], "choose another --socket-dir"),
     ],
@@ -278,7 +280,8 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None
     arguments = ["--gpu", "host", "--socket-dir", str(tmp_path), "--metrics-address", "off"]
     result = run_command(["vattd", "start", *arguments])
     assert result.returncode == 1
-    assert "no safe place for sockets" in result.stderr
+    assert "no safe place" in result.stderr
+    assert "choose another --socket-dir" in result.stderr
     assert run_command(["vattctl", "status", "--socket-dir", str(tmp_path)]).returncode == 1
 
 

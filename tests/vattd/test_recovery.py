@@ -112,8 +112,8 @@ def test_claims_that_cannot_be_are_refused_and_the_session_may_try_again(vattd: 
             ([leased.run], {}, "its slab is not offered"),
             ([leased.run], {zone: their_slab}, "its slab is not offered"),
             ([theirs.run], {zone: slab, theirs.run.first_page_id // ZONE_PAGES: slab}, "its slab is not offered"),
-            ([run_at(first, 9, generation)], slabs, "more pages are claimed than the 8"),
-            ([leased.run, run_at(first, 1, generation)], slabs, "more pages are claimed"),
+            ([run_at(first, 8 + 64 + 1, generation)], slabs, "nobody has so many"),
+            ([leased.run, run_at(first, 1, generation)], slabs, "claimed twice"),
             ([run_at(first, 3, generation), run_at(first + 2, 2, generation)], slabs, "claimed twice"),
             ([run_at(first, 8, now)], slabs, "is not an earlier vattd's"),
             ([run_at(first, 0, generation)], slabs, "not an extent"),
@@ -131,6 +131,18 @@ def test_claims_that_cannot_be_are_refused_and_the_session_may_try_again(vattd: 
             assert resumed.stub.ReturnPages(request).returned_pages == 8
             assert resumed.stub.ReturnPages(request).returned_pages == 0
         close_all([slab, their_slab])
+
+
+def test_of_more_pages_than_a_session_was_lent_the_last_are_refused(vattd: Vattd) -> None:
+    with RawEngine(vattd.sockets) as engine:
+        [leased] = engine.lease(8)
+        slab, zone = slab_of(engine, leased), leased.run.first_page_id // ZONE_PAGES
+        restart(vattd)
+        first, generation = leased.run.first_page_id, leased.run.generation
+        with Resumed(vattd, engine, [run_at(first, 11, generation)], {zone: slab}) as resumed:
+            assert list(resumed.attached.refused_claims) == [run_at(first + 8, 3, generation)]
+            assert resumed.stub.Detach(pb.DetachRequest(key=engine.key)).returned_pages == 8
+        os.close(slab)
 
 
 def test_only_the_sessions_own_process_with_its_secret_resumes_it(vattd: Vattd) -> None:

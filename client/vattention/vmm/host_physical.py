@@ -10,6 +10,7 @@ from itertools import islice
 
 from vatt.errors import DriverError, InvalidRequest, VattError
 from vatt.pages import ZONE_PAGES, Extent
+from vatt.sizes import format_size
 from vattention.vmm import libc
 from vattention.vmm.driver import Device, DeviceMemory, HandleKind, Placement
 from vattention.vmm.extent_set import ExtentSet
@@ -34,7 +35,8 @@ def check_host_page_size(page_size_bytes: int, least_bytes: int | None = None) -
     least = least_bytes or os.sysconf("SC_PAGE_SIZE")
     if page_size_bytes & (page_size_bytes - 1) or not least <= page_size_bytes <= MAX_PAGE_SIZE_BYTES:
         raise InvalidRequest(
-            f"a host page of {page_size_bytes} bytes: it must be a power of two from {least} to {MAX_PAGE_SIZE_BYTES}"
+            f"a host page of {format_size(page_size_bytes)}: it must be a power of two from {format_size(least)} to "
+            f"{format_size(MAX_PAGE_SIZE_BYTES)}"
         )
 
 
