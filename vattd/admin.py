@@ -35,6 +35,7 @@ from vattd.messages import (
     seconds,
     timestamp,
 )
+from vattd.methods import Lane
 from vattd.pool import Pool
 from vattd.recovery import Recovery
 from vattd.service import Context, rpc
@@ -85,6 +86,11 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
         self._recovery = recovery
         self._facts, self._sessions, self.pool, self._driver = facts, sessions, pool, driver
         self._book, self._audit = book, audit
+        self._lane = Lane()
+
+    def lane_of(self, head: Message) -> Lane:
+        """Who reaches the admin socket is the operator."""
+        return self._lane
 
     @rpc
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: N802

@@ -192,7 +192,8 @@ def vattd() -> None:
     "--replace",
     is_flag=True,
     help="Take over from the vattd that runs for this device, if this one can go on with what it has lent; engines go "
-    "on meanwhile. Options that are not given are the defaults, not those of the one that runs.",
+    "on meanwhile. Options that are not given are the defaults, not those of the one that runs; only pages stay as "
+    "large as engines have them.",
 )
 @click.option("--detach", is_flag=True, help="Run in the background; return once it serves.")
 @click.option("--ready-fd", type=int, hidden=True)

@@ -32,7 +32,7 @@ class Claims:
 
     def __init__(self) -> None:
         self._holders: dict[int, str | None] = {}
-        self._disputes: dict[int, list[str]] = {}  # who came first, comes first
+        self._disputes: dict[int, set[str]] = {}
 
     def sort_out(self, session_id: str, generation_of: Mapping[int, int], *, final: bool) -> Sorted:
         """What is claimed by two sessions is neither's; with `final` it stays with who came first."""
@@ -43,9 +43,9 @@ class Claims:
         for page_id in refused:
             holder = self._holders[page_id]
             if page_id in self._disputes:
-                self._disputes[page_id].append(session_id)
+                self._disputes[page_id].add(session_id)
             elif holder is not None and not final:
-                self._disputes[page_id] = [holder, session_id]
+                self._disputes[page_id] = {holder, session_id}
                 lost[holder].append(page_id)
         return Sorted(own, refused, lost)
 
@@ -53,13 +53,9 @@ class Claims:
     def disputed_pages(self) -> int:
         return len(self._disputes)
 
-    def disputed_first(self, session_id: str) -> int:
-        """How many disputed pages the session was the first to claim."""
-        return sum(claimants[0] == session_id for claimants in self._disputes.values())
-
-    def heirs_of(self, session_id: str) -> set[str]:
-        """Who comes first where this session does, once it has ended."""
-        return {claimants[1] for claimants in self._disputes.values() if claimants[0] == session_id and claimants[1:]}
+    def disputed_by(self, session_id: str) -> int:
+        """How many disputed pages the session claims."""
+        return sum(session_id in claimants for claimants in self._disputes.values())
 
     def gave_back(self, page_ids: Iterable[int]) -> None:
         """Nobody holds these any more."""
@@ -73,8 +69,7 @@ class Claims:
         """Returns the disputed pages that nobody claims any more."""
         settled = []
         for page_id, claimants in list(self._disputes.items()):
-            if session_id in claimants:
-                claimants.remove(session_id)
+            claimants.discard(session_id)
             if not claimants:
                 del self._disputes[page_id]
                 self._holders[page_id] = None

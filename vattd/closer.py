@@ -8,9 +8,11 @@ lets us refuse descriptors altogether (SO_PASSRIGHTS); before, only a thread tha
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 
 
 class Closer:
@@ -21,14 +23,25 @@ class Closer:
         self._queues: dict[Hashable, deque[int]] = {}  # of those whose thread is at work; the one it closes comes first
 
     def close(self, user: Hashable, fds: Iterable[int]) -> None:
-        """Ours no more. A process's end waits for none of them."""
+        """Ours no more."""
         with self._lock:
-            queue = self._queues.get(user)
-            if queue is not None:
-                queue.extend(fds)
-                return
-            self._queues[user] = deque(fds)
-        threading.Thread(target=self._run, args=(user,), name="vattd-closer", daemon=True).start()
+            queue = self._queues.setdefault(user, deque())
+            is_idle = not queue
+            queue.extend(fds)
+        if is_idle:
+            try:
+                threading.Thread(target=self._run, args=(user,), name="vattd-closer", daemon=True).start()
+            except RuntimeError:  # no thread to be had
+                self._run(user)
+
+    def close_connection(self, user: Hashable, connection: socket.socket) -> None:
+        """As `close`; at once if nothing lies in it."""
+        with suppress(OSError):  # the other end has done so
+            connection.shutdown(socket.SHUT_RD)
+        if _is_empty(connection):
+            connection.close()
+        else:
+            self.close(user, [connection.detach()])
 
     def count_of(self, user: Hashable) -> int:
         """How many of the user's are not closed yet."""
@@ -38,10 +51,19 @@ class Closer:
     def _run(self, user: Hashable) -> None:
         queue = self._queues[user]
         while True:
+            with suppress(OSError):  # its maker's word; it is closed all the same
+                os.close(queue[0])
             with self._lock:
+                queue.popleft()
                 if not queue:
                     del self._queues[user]
                     return
-            os.close(queue[0])
-            with self._lock:
-                queue.popleft()
+
+
+def _is_empty(connection: socket.socket) -> bool:
+    """Does it hold neither a byte nor a descriptor to be read? More cannot come."""
+    try:
+        packet, _, flags, _ = connection.recvmsg(1, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return True
+    return not packet and not flags & socket.MSG_CTRUNC

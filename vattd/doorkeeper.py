@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import socket
 import stat
 import struct
@@ -50,20 +51,35 @@ def sockets_at(path: Path) -> Iterator[socket.socket]:
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # it has been closed
             if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                with socket.socket(fileno=os.dup(int(name))) as found:
+                with _copy_of(int(name)) as found:
                     if found.family == socket.AF_UNIX and found.getsockname() == str(path):
                         yield found
 
 
-def end_surplus(path: Path) -> int:
-    """End the connections there that a user has beyond what it may have. Returns how many."""
+def _copy_of(fd: int) -> socket.socket:
+    copy = os.dup(fd)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:  # by now it is something else's
+        os.close(copy)
+        raise
+
+
+def most_connections() -> int:
+    """Of one user: a part of the descriptors that this process may have."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(MAX_CONNECTIONS_PER_USER, limit // 4)
+
+
+def end_surplus(path: Path, most: int) -> int:
+    """End the connections there that a user has beyond so many. Returns how many."""
     counts: defaultdict[int, int] = defaultdict(int)
     ended = 0
     for found in sockets_at(path):
         if not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             uid = _CREDENTIALS.unpack(found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
             counts[uid] += 1
-            if counts[uid] > MAX_CONNECTIONS_PER_USER:
+            if counts[uid] > most:
                 found.shutdown(socket.SHUT_RDWR)
                 ended += 1
     return ended
@@ -71,15 +87,17 @@ def end_surplus(path: Path) -> int:
 
 async def keep_door(path: Path) -> None:
     """See to it until cancelled."""
+    most = most_connections()
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
-        if await asyncio.to_thread(_fd_count) > MAX_CONNECTIONS_PER_USER:
-            ended = await asyncio.to_thread(end_surplus, path)
+        try:
+            ended = await asyncio.to_thread(_look, path, most)
+        except OSError as error:  # no descriptor is left for looking
+            log.warning("cannot look for connections that are too many: %s", error)
+        else:
             if ended:
-                log.warning(
-                    "%d connections to %s were ended, those of a user beyond %d", ended, path, MAX_CONNECTIONS_PER_USER
-                )
+                log.warning("%d connections to %s were ended, those of a user beyond %d", ended, path, most)
 
 
-def _fd_count() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def _look(path: Path, most: int) -> int:
+    return end_surplus(path, most) if len(os.listdir("/proc/self/fd")) > most else 0

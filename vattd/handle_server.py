@@ -131,4 +131,4 @@ class HandleServer:
         failure = pb.HandleError(reason=error.reason, message=str(error))
         with suppress(OSError):  # it has gone already
             accepted.send(pb.HandleWelcome(error=failure).SerializeToString())
-        self._closer.close(uid, [accepted.detach()])
+        self._closer.close_connection(uid, accepted)

@@ -96,9 +96,9 @@ class HandleConnection:
 
     def welcome(self, facts: pb.HandleWelcome) -> None:
         """Tell the process `facts` and the connection's token."""
-        welcome = pb.HandleWelcome(token=self.token)
+        welcome = pb.HandleWelcome(token=self.token, awaits_slabs=self._may_bring)
         welcome.MergeFrom(facts)
-        if self._may_bring:
+        if welcome.awaits_slabs:
             pass_descriptors(self._socket, True)
         self._outbox.send(welcome.SerializeToString(), [])
         self._loop.add_reader(self._socket, self._read)
@@ -182,6 +182,9 @@ class HandleConnection:
 
     @property
     def _may_bring(self) -> bool:
+        """Not while what came before is not even closed: it may be of those that take long."""
+        if self._closer.count_of(self.peer.uid) > MAX_FDS_PER_PACKET:
+            return False
         return self.source is None and self.slabs.expects(self.peer.pid)
 
     def _understand(self, packet: bytes, brought: Sequence[int]) -> tuple[pb.HandlePull, VattError | None]:

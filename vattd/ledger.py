@@ -122,7 +122,7 @@ class Ledger:
         """A restored session says which pages it holds; those that it does not name are its own no more.
 
         Pages that another session claims as well are nobody's from now on; with `final` they stay with who came first.
-        Of more pages than it was lent, the last are refused: it may have lost some in a dispute, and not know which.
+        Of more pages than are noted for it, the last are refused.
         Raises InvalidRequest for what cannot be, and nothing has changed.
         """
         session = self._session(session_id)
@@ -239,12 +239,8 @@ class Ledger:
         tenant.waited_s += waited_s
 
     def noted_pages(self, session_id: str) -> int:
-        """What the next vattd has to count for this session: also what it holds in dispute, if it was the first."""
-        return self.held_pages(session_id) + self._claims.disputed_first(session_id)
-
-    def heirs_of(self, session_id: str) -> set[str]:
-        """For whom more has to be noted once this session has ended."""
-        return self._claims.heirs_of(session_id)
+        """What the next vattd has to count for this session: also what it claims in dispute, as others do."""
+        return self.held_pages(session_id) + self._claims.disputed_by(session_id)
 
     def held_pages(self, session_id: str) -> int:
         return self._session(session_id).held_pages

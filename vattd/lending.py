@@ -114,11 +114,7 @@ class Lending:
 
     def end_session(self, session_id: str, *, unmapped: bool) -> int:
         """Returns how many pages it held."""
-        heirs = self._ledger.heirs_of(session_id)
         held = self._ledger.end_session(session_id, unmapped=unmapped)
-        for heir in heirs:
-            with suppress(SystemLimit):
-                self._notes.held(heir, self._ledger.noted_pages(heir))
         self._pressure.session_ended(session_id)
         self._answer_all_of(session_id, SessionUnknown("the session has ended"))
         return held

@@ -49,9 +49,9 @@ class MetricsAccess:
 
     def tls_context(self) -> ssl.SSLContext | None:
         """None: plain HTTP. Raises InvalidRequest if a file is not what it should be."""
-        if self.certificate is None:
+        if self.certificate is None or self.key is None:
             return None
-        if self.key is not None and self.key.stat().st_mode & 0o007:
+        if _is_anybodys(self.key):
             raise InvalidRequest(f"--metrics-key {self.key} may be read by anybody: `chmod o= {self.key}`")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -108,6 +108,13 @@ class Guarded:
         digest = hashlib.sha256(login).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return scheme.lower() == "basic" and any(matches)
+
+
+def _is_anybodys(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & 0o007)
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path} ({error.strerror})") from error
 
 
 def read_logins(path: Path) -> list[bytes]:

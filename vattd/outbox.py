@@ -175,7 +175,7 @@ class Outbox:
         if self._place is not _Place.NONE:
             self._leave_place()
         self._outboxes.unwatch(self._socket.fileno())
-        self._outboxes.closer.close(self._uid, [self._socket.detach()])
+        self._outboxes.closer.close_connection(self._uid, self._socket)
 
     def _leave_place(self) -> None:
         self._place = _Place.NONE

@@ -40,7 +40,9 @@ class Peer:
         Raises InvalidRequest where that cannot be seen: another process could then pass for it.
         """
         ticks = start_ticks_of(self.pid)
-        if not ticks or self.has_exited():  # then they may be another's
+        if self.has_exited():  # then they may be another's
+            raise InvalidRequest(f"process {self.pid} has ended")
+        if not ticks:
             raise InvalidRequest(
                 f"vattd cannot see when process {self.pid} began, and would not know it again after a restart: run "
                 "vattd as root, or let its group see all of /proc (mount option gid=, or no hidepid)"

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import wraps
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import grpc
+from google.protobuf.message import Message
 
-from vatt.errors import InvalidRequest, SessionUnknown, TooBusy, VattError
+from vatt.errors import InvalidRequest, SessionUnknown, TokenRefused, TooBusy, VattError
 from vatt.pages import LedgerBug
 from vatt.protocol import MAX_PAGES_PER_LEASE, MAX_RUNS_PER_MESSAGE, MAX_USAGE_BYTES
 from vatt.usage import Usage
@@ -22,7 +24,7 @@ from vattd.crowd import Crowd
 from vattd.engine_session import EngineSession
 from vattd.handles import parse_run
 from vattd.messages import device_message, seconds
-from vattd.methods import well_formed
+from vattd.methods import LARGE_BYTES, Lane, well_formed
 from vattd.page_run import PageRun
 from vattd.pool import Pool
 from vattd.rates import (
@@ -63,13 +65,14 @@ def rpc(
 ) -> Callable[[Any, Request, Context], Awaitable[Response]]:
     """One call's boundary: our errors go to the caller; anything else is a bug of ours, told as INTERNAL and logged.
 
-    After a LedgerBug nothing may be lent any more: a service has its pool at `pool`.
+    After a LedgerBug nothing may be lent any more: a service has its pool at `pool`. And it has `lane_of`, for large
+    requests: see well_formed.
     """
 
     @wraps(method)
     async def call(self: Any, request: Request, context: Context) -> Response:
         try:
-            return await method(self, await well_formed(request), context)
+            return await method(self, await well_formed(request, self.lane_of), context)
         except VattError as error:
             await abort(context, error)
         except LedgerBug as error:
@@ -88,6 +91,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     def __init__(self, sessions: Sessions, pool: Pool, driver: PhysicalDriver, incarnation: int, users: Rates) -> None:
         self._sessions, self.pool, self._driver, self._incarnation = sessions, pool, driver, incarnation
         self._each, self._users = Rates(OF_SESSION), users
+        self._lanes: WeakValueDictionary[int, Lane] = WeakValueDictionary()
         self._leasing = Crowd(MAX_WAITING_OF_USER)
         self._too_fast = Crowd(OF_USER.per_s * MAX_DELAY_S)
 
@@ -128,6 +132,19 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
             attaching.add_done_callback(self._fence_unheard)
             raise
         return attachment, _key_of(attachment.session, request)
+
+    def lane_of(self, head: Message) -> Lane:
+        """For a large request: claims of a session that is back, or pages that it returns. Raises TokenRefused,
+        SessionUnknown, InvalidRequest."""
+        if isinstance(head, pb.AttachRequest):
+            user = self._sessions.user_of(head.token)
+            if user is None:
+                raise TokenRefused("not a token of this vattd, or used already: connect to the handle socket anew")
+        elif isinstance(head, pb.ReturnPagesRequest):
+            user = self._sessions.find(head.key).peer.uid
+        else:
+            raise InvalidRequest(f"a {head.DESCRIPTOR.name} has at most {LARGE_BYTES} bytes")
+        return self._lanes.setdefault(user, Lane())
 
     async def _session_of(self, key: pb.SessionKey, run_count: int = 0) -> EngineSession:
         """Who speaks of so many runs; if too fast, it waits here. Raises SessionUnknown, InvalidRequest, TooBusy."""

@@ -147,7 +147,8 @@ class Connection:
             )
             if resume is not None and handles.welcome.incarnation != self.attached.incarnation:
                 claimed = claiming.enter_context(claims())
-                handles.offer(claimed.slabs)
+                if handles.welcome.awaits_slabs:
+                    handles.offer(claimed.slabs)
                 request.claims.extend(claimed.runs)
             stream = AttachStream(self.stub, request, self.tidings, lambda: self.on_end())
             undo.callback(stream.close)

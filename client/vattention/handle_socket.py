@@ -87,7 +87,7 @@ class HandleConnection:
     def offer(self, slabs: Mapping[int, int]) -> None:
         """Bring an earlier vattd's slabs to this one, before Attach: descriptors by zone, which stay the caller's.
 
-        One that awaits no session of this process may refuse all descriptors: Attach then tells how things stand.
+        Only if the welcome says that some are awaited: else they may be refused, or end the connection.
         """
         zones = list(slabs)
         with self._lock:
@@ -95,8 +95,7 @@ class HandleConnection:
                 batch = zones[at : at + MAX_FDS_PER_PACKET]
                 offer = vatt_pb2.HandlePull(pull_id=next(self._pull_ids), offered_zones=batch)
                 packet, fds = offer.SerializeToString(), [slabs[zone] for zone in batch]
-                if not self._call(lambda: _may_send(self._socket, packet, fds)):  # noqa: B023  called at once
-                    return
+                self._call(lambda: socket.send_fds(self._socket, [packet], fds))  # noqa: B023  called at once
                 delivery = vatt_pb2.HandleDelivery()
                 for fd in self._receive(delivery):
                     os.close(fd)
@@ -139,15 +138,6 @@ class HandleConnection:
             return step()
         except OSError as error:  # a timeout is one too
             raise DaemonUnreachable(f"the handle socket failed: {error}") from error
-
-
-def _may_send(connection: socket.socket, packet: bytes, fds: Sequence[int]) -> bool:
-    """Send a packet with descriptors, unless the other end has the kernel refuse them (Linux 6.16)."""
-    try:
-        socket.send_fds(connection, [packet], fds)
-    except PermissionError:
-        return False
-    return True
 
 
 def room_for_fds() -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vatt.errors import LimitExceeded, OutOfMemory, PoolExhausted, SystemLimit
+from vatt.errors import LimitExceeded, OutOfMemory, PoolExhausted, SystemLimit, TooBusy
 from vatt.pages import Extent, page_count_of
 from vattention.device_fence import DONE, Fence
 from vattention.layout import Counts, Geometry, RowArithmetic
@@ -24,7 +24,7 @@ from vattention.slots import SlotTable
 RowNumbers = npt.NDArray[np.intp]
 
 # What a growth may be refused with while idle pages, ours or of another cache, could serve it.
-SHORT = (PoolExhausted, LimitExceeded, OutOfMemory, SystemLimit)
+SHORT = (PoolExhausted, LimitExceeded, OutOfMemory, SystemLimit, TooBusy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.daemon import Vattd
 from tests.raw_engine import RawEngine
-from vattd.doorkeeper import MAX_CONNECTIONS_PER_USER
+from vattd import doorkeeper
+from vattd.doorkeeper import MAX_CONNECTIONS_PER_USER, keep_door
 
 CONNECTIONS = MAX_CONNECTIONS_PER_USER + 500
 WITHIN_S = 60.0
@@ -45,3 +49,25 @@ def test_a_users_connections_are_bounded_and_anothers_session_goes_on() -> None:
                 assert time.monotonic() < deadline_s
             many.communicate("\n")
         calm.detach()
+
+
+def test_a_doorkeeper_that_cannot_look_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def look(path: Path, most: int) -> int:
+        nonlocal looks
+        looks += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(doorkeeper, "_look", look)
+    monkeypatch.setattr(doorkeeper, "LOOK_EVERY_S", 0)
+
+    async def story() -> None:
+        keeping = asyncio.create_task(keep_door(Path("/nowhere")))
+        while looks < 3:  # noqa: ASYNC110  nothing else tells
+            await asyncio.sleep(0)
+        keeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await keeping
+
+    asyncio.run(story())

@@ -12,13 +12,14 @@ import pytest
 
 from tests.daemon import Vattd
 from tests.raw_engine import RawEngine, close_all
+from vatt.v1 import vatt_pb2 as pb
 
 ROUNDS = 10
 LEASES_A_ROUND = 10
-# A tenth of all is as quick. Most take a few milliseconds, if the machine has nothing else to do; without rates all
-# take half a second.
-LEASE_WITHIN_S = 0.2
-SESSION_WITHIN_S = 2.0
+# Most take a few milliseconds, beside a flood as well; without rates half a second. The flood takes a core of its own.
+LEASE_WITHIN_S, SESSION_WITHIN_S = 0.2, 1.0
+TIMES_SLOWER = 20.0
+LARGE_WITHIN_S = 10.0  # an engine waits so long
 # Descriptors of the flood's own, beyond those at first: its connections come and go.
 MORE_FDS = {"calls": 12, "large": 12, "connections": 700, "pulls": 1100}
 
@@ -60,35 +61,45 @@ print("floods", flush=True)
 """
 
 
+def leases_and_sessions_s(vattd: Vattd, calm: RawEngine) -> tuple[float, float]:
+    """How long a lease with its descriptors and its return, and a session, take: medians."""
+    leases_s, sessions_s = [], []
+    for _ in range(ROUNDS):
+        begin_s = time.monotonic()
+        with RawEngine(vattd.sockets, "new") as new:
+            new.detach()
+        sessions_s.append(time.monotonic() - begin_s)
+        for _ in range(LEASES_A_ROUND):
+            begin_s = time.monotonic()
+            runs = calm.lease(4)
+            close_all(calm.handles.pull([run.run for run in runs])[1])
+            assert calm.give_back(runs) == 4
+            leases_s.append(time.monotonic() - begin_s)
+    return median(leases_s), median(sessions_s)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 @pytest.mark.parametrize("kind", list(MORE_FDS))
 def test_others_go_on_while_a_user_floods(kind: str) -> None:
     with Vattd("--pool-max", "32MiB") as vattd, RawEngine(vattd.sockets, "calm") as calm:
         vattd.socket_dir.chmod(0o755)
+        lease_s, session_s = leases_and_sessions_s(vattd, calm)
         command = [sys.executable, "-B", "-c", FLOOD, str(vattd.sockets.directory), kind]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as flood:
             assert flood.stdout is not None
             assert flood.stdout.readline() == "floods\n"
             fds = len(os.listdir(f"/proc/{vattd.pid}/fd"))
-            leases_s, sessions_s = [], []
-            for _ in range(ROUNDS):
-                begin_s = time.monotonic()
-                with RawEngine(vattd.sockets, "new") as new:
-                    new.detach()
-                sessions_s.append(time.monotonic() - begin_s)
-                for _ in range(LEASES_A_ROUND):
-                    begin_s = time.monotonic()
-                    runs = calm.lease(4)
-                    close_all(calm.handles.pull([run.run for run in runs])[1])
-                    assert calm.give_back(runs) == 4
-                    leases_s.append(time.monotonic() - begin_s)
+            flooded_lease_s, flooded_session_s = leases_and_sessions_s(vattd, calm)
+            many = [pb.PageRun(first_page_id=page, page_count=1, generation=1) for page in range(10_000)]
+            back = pb.ReturnPagesRequest(key=calm.key, runs=many)  # a large one, of pages that it does not hold
+            assert calm.stub.ReturnPages(back, timeout=LARGE_WITHIN_S).returned_pages == 0
             assert len(os.listdir(f"/proc/{vattd.pid}/fd")) <= fds + MORE_FDS[kind]
             assert flood.poll() is None
             flood.kill()
         print(
-            f"{kind}: leases {median(leases_s) * 1e3:.1f} ms, at most {max(leases_s) * 1e3:.0f}; sessions "
-            f"{median(sessions_s) * 1e3:.0f} ms, at most {max(sessions_s) * 1e3:.0f}"
+            f"{kind}: leases {lease_s * 1e3:.1f} -> {flooded_lease_s * 1e3:.1f} ms, "
+            f"sessions {session_s * 1e3:.1f} -> {flooded_session_s * 1e3:.1f} ms"
         )
-        assert sorted(leases_s)[len(leases_s) // 10] < LEASE_WITHIN_S
-        assert sorted(sessions_s)[len(sessions_s) // 10] < SESSION_WITHIN_S
+        assert flooded_lease_s < LEASE_WITHIN_S + TIMES_SLOWER * lease_s
+        assert flooded_session_s < SESSION_WITHIN_S + TIMES_SLOWER * session_s
         calm.detach()

@@ -19,6 +19,7 @@ try:
     with vattention.Session.connect("test", socket_dir=sys.argv[1]) as session:
         print(sum(extent.page_count for extent in session.lease(2)), "pages")
         input()  # until told to go on
+        session.lease(1)  # waits until it is back
         print(session.state.value)
 except vattention.VattError as error:
     print(type(error).__name__, error)

@@ -78,6 +78,6 @@ print(daemon._process.pid, daemon._directory, flush=True)
 
 def test_an_embedded_vattd_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VATTENTION_DAEMON", "embedded")
-    with pytest.raises(DaemonUnreachable, match=r"did not start: .*5000"):
+    with pytest.raises(DaemonUnreachable, match=r"did not start: .*4\.88 KiB: it must be a power of two"):
         Session.connect("embedded", page_size_bytes=5000)
     assert not embedded._running

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import socket
@@ -149,19 +148,6 @@ def test_descriptors_past_the_limit_are_noticed_and_the_rest_closed(
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert open_fds() == before
-
-
-def test_a_vattd_that_takes_no_descriptors_is_offered_none(
-    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that awaits no session of this process. What is to become of the session, Attach says."""
-    handles = connected(*ends)
-
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(socket, "send_fds", refuse)
-    handles.offer({1: 0})
 
 
 def test_pulls_of_several_threads_do_not_mix(ends: tuple[socket.socket, socket.socket]) -> None:

@@ -841,10 +841,13 @@ class HandleWelcome(_message.Message):
     MAX_PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    AWAITS_SLABS_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     incarnation: _builtins.int
     min_protocol_version: _builtins.int
     max_protocol_version: _builtins.int
+    awaits_slabs: _builtins.bool
+    """A session of this process is awaited: slabs may be offered. From others no descriptors are taken."""
     @_builtins.property
     def error(self) -> Global___HandleError: ...
     @_builtins.property
@@ -860,10 +863,11 @@ class HandleWelcome(_message.Message):
         max_protocol_version: _builtins.int = ...,
         error: Global___HandleError | None = ...,
         device: Global___Device | None = ...,
+        awaits_slabs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "error", b"error", "incarnation", b"incarnation", "max_protocol_version", b"max_protocol_version", "min_protocol_version", b"min_protocol_version", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits_slabs", b"awaits_slabs", "device", b"device", "error", b"error", "incarnation", b"incarnation", "max_protocol_version", b"max_protocol_version", "min_protocol_version", b"min_protocol_version", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
