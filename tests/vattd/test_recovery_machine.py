@@ -323,6 +323,8 @@ class RecoveryMachine(RuleBasedStateMachine):
             full = SystemLimit("no room is left for the journal") if disk_is_full else None
             with patch.object(self.up.journal, "note_pages", wraps=self.up.journal.note_pages, side_effect=full):
                 self.re_attach_one(engine)
+            if disk_is_full:  # as the next change of what it holds does
+                self.up.journal.note_pages(engine.session_id, self.up.ledger.noted_pages(engine.session_id))
 
     def re_attach_one(self, engine: Engine) -> None:
         if self.up.recovery.awaits(engine.session_id):
