@@ -84,21 +84,14 @@ class HandleServer:
             peer.close()
             self._refuse(accepted, error, peer.uid)
             return
-        delay_s = partial(self._delay_s, peer.uid)
-        connection = HandleConnection(accepted, peer, self._closed, delay_s, self._outboxes)
+        connection = HandleConnection(accepted, peer, self._closed, partial(self._delay_s, peer.uid), self._outboxes)
         self._connections.add(connection)
-        wait_s = delay_s(1.0)
-        if wait_s:
-            self._loop.call_later(wait_s, self._welcome, connection)
-        else:
-            self._welcome(connection)
+        connection.in_turn(1.0, partial(self._welcome, connection))
 
     def _delay_s(self, uid: int, weight: float) -> float:
         return self._users.delay_s(uid, self._loop.time(), weight)
 
     def _welcome(self, connection: HandleConnection) -> None:
-        if connection.is_closed:
-            return
         try:
             self._sessions.welcome(connection)
         except OSError:  # it has gone already

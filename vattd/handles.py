@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from vatt.errors import InvalidRequest, VattError
 from vatt.pages import Extent
@@ -94,6 +94,19 @@ class HandleConnection:
         self._outbox = outboxes.open(connection, peer.uid)
         self._too_late = self._loop.call_later(ATTACH_WITHIN_S, self.close)
 
+    def in_turn(self, weight: float, then: Callable[[], None]) -> None:
+        """Count a message so heavy, and go on when it is the user's turn again, if the connection is open then."""
+
+        def go_on() -> None:
+            if not self.is_closed:
+                then()
+
+        delay_s = self._delay_s(weight)
+        if delay_s:
+            self._loop.call_later(delay_s, go_on)
+        else:
+            go_on()
+
     def welcome(self, facts: pb.HandleWelcome) -> None:
         """Tell the process `facts` and the connection's token."""
         welcome = pb.HandleWelcome(token=self.token, awaits_slabs=self._may_bring)
@@ -101,7 +114,7 @@ class HandleConnection:
         if welcome.awaits_slabs:
             pass_descriptors(self._socket, True)
         self._outbox.send(welcome.SerializeToString(), [])
-        self._loop.add_reader(self._socket, self._read)
+        self._read_on()
 
     def attach(self, source: PullSource) -> None:
         """From now on `source` answers pulls, and the token is spent. The caller owns the pidfd."""
@@ -158,15 +171,10 @@ class HandleConnection:
             self.close()
             return
         self._answering = None
-        delay_s = self._delay_s(1 + task.result() / RUNS_A_MESSAGE)
-        if delay_s:
-            self._loop.call_later(delay_s, self._read_on)
-        else:
-            self._read_on()
+        self.in_turn(1 + task.result() / RUNS_A_MESSAGE, self._read_on)
 
     def _read_on(self) -> None:
-        if not self.is_closed:
-            self._loop.add_reader(self._socket, self._read)
+        self._loop.add_reader(self._socket, self._read)
 
     def _receive(self) -> tuple[bytes, list[int]]:
         """Raises OSError where descriptors come that cannot be missed: read without room for them, they would be closed
@@ -208,10 +216,12 @@ class HandleConnection:
                     raise refusal
                 if not pull.offered_zones:
                     fds = await self._pull(pull)
-                self._send(pb.HandleDelivery(pull_id=pull.pull_id, page_count=len(fds)), fds)
+                delivery = pb.HandleDelivery(pull_id=pull.pull_id, page_count=len(fds))
+                self._outbox.send(delivery.SerializeToString(), fds)
             except VattError as error:
                 failure = pb.HandleError(reason=error.reason, message=str(error))
-                self._send(pb.HandleDelivery(pull_id=pull.pull_id, error=failure), [])
+                delivery = pb.HandleDelivery(pull_id=pull.pull_id, error=failure)
+                self._outbox.send(delivery.SerializeToString(), [])
             return len(fds)
         finally:
             for fd in fds:
@@ -244,6 +254,3 @@ class HandleConnection:
             raise InvalidRequest("a page is pulled twice")
         await self._outbox.take_place()
         return await self.source.pull(runs)
-
-    def _send(self, message: Message, fds: list[int]) -> None:
-        self._outbox.send(message.SerializeToString(), fds)

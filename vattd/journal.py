@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vatt.errors import InvalidRequest, SystemLimit
-from vattd.peer import start_ticks_of
+from vattd.peer import began_at
 
 VERSION = 1
 PLACE_BYTES = 2048  # two to a page of the file
@@ -190,7 +190,7 @@ class _Content:
     def has_engines(self) -> bool:
         """Does the process of any session live?"""
         sessions = [entry.facts for entry in self.entries.values() if isinstance(entry.facts, SessionFacts)]
-        return any(one.start_ticks and start_ticks_of(one.pid) == one.start_ticks for one in sessions)
+        return any(began_at(one.pid, one.start_ticks) for one in sessions)
 
 
 def _read(path: Path) -> _Content:

@@ -240,10 +240,7 @@ class Ledger:
 
     def noted_pages(self, session_id: str) -> int:
         """What the next vattd has to count for this session: also what it claims in dispute, as others do."""
-        return self.held_pages(session_id) + self._claims.disputed_by(session_id)
-
-    def held_pages(self, session_id: str) -> int:
-        return self._session(session_id).held_pages
+        return self._session(session_id).held_pages + self._claims.disputed_by(session_id)
 
     def holds(self, session_id: str, run: PageRun) -> bool:
         """Does the session hold every page of the run, under its generation?"""

@@ -84,8 +84,8 @@ def peer_of_pid(pid: int, uid: int, start_ticks: int) -> Peer | None:
             return None
         raise SystemLimit(f"cannot watch process {pid}: {error}") from error
     peer = Peer(pid, uid, frozenset(), pidfd)
-    # While the pidfd says that it lives, the pid is its own. 0 is no time, and equals nothing.
-    if start_ticks and start_ticks_of(pid) == start_ticks and not peer.has_exited():
+    # While the pidfd says that it lives, the pid is its own.
+    if began_at(pid, start_ticks) and not peer.has_exited():
         return peer
     peer.close()
     return None
@@ -93,11 +93,26 @@ def peer_of_pid(pid: int, uid: int, start_ticks: int) -> Peer | None:
 
 def start_ticks_of(pid: int) -> int:
     """When a process began, in the kernel's ticks since boot; 0 where that cannot be seen."""
+    return int(_stat_of(pid)[19])
+
+
+def began_at(pid: int, start_ticks: int) -> bool:
+    """Is this the process that had the pid then? 0 is no time, and equals nothing."""
+    return start_ticks != 0 and start_ticks_of(pid) == start_ticks
+
+
+def is_stopped(pid: int) -> bool:
+    """By SIGSTOP, or a debugger; no where that cannot be seen."""
+    return _stat_of(pid)[0] in (b"T", b"t")
+
+
+def _stat_of(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the state on; zeros where they cannot be seen, or it has ended."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-        return int(stat.rpartition(b")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        fields = []
+    return fields if len(fields) >= 20 else [b"0"] * 20
 
 
 def _groups_of(connection: socket.socket) -> list[int]:

@@ -8,13 +8,12 @@ import signal
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 
 from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
 from vatt.sizes import format_size
 from vatt.sockets import Sockets
 from vattd.journal import Entry, JournalFacts, SessionFacts, read_journal
-from vattd.peer import peer_of
+from vattd.peer import is_stopped, peer_of
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def end_running(sockets: Sockets) -> int:
             ) from error
         peer = peer_of(connection)
     try:
-        if _is_stopped(peer.pid):  # it would end when it goes on, and nobody would wait for that
+        if is_stopped(peer.pid):  # it would end when it goes on, and nobody would wait for that
             raise VattError(f"vattd (pid {peer.pid}) is stopped: `kill -CONT {peer.pid}` first, or `kill -9` ends it")
         with suppress(ProcessLookupError):  # it has just ended
             signal.pidfd_send_signal(peer.pidfd, signal.SIGTERM)
@@ -79,12 +78,3 @@ def end_running(sockets: Sockets) -> int:
     finally:
         peer.close()
     return peer.pid
-
-
-def _is_stopped(pid: int) -> bool:
-    """By SIGSTOP, or a debugger."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:  # it has just ended, or is not ours to see
-        return False
-    return state in "Tt"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -328,12 +328,21 @@ class RecoveryMachine(RuleBasedStateMachine):
 
     def re_attach_one(self, engine: Engine) -> None:
         if self.up.recovery.awaits(engine.session_id):
-            claim = self.up.recovery.claim(engine.session_id, runs_of(engine.mapped), self.slabs_of(engine))
-            self.took_in_claim(engine, self.loop.run_until_complete(claim))
+            self.took_in_claim(engine, self.loop.run_until_complete(self.claim_of(engine)))
             return
         engine.incarnation, engine.is_attached = self.incarnation, True
         self.work()
         self.free_unreachable()
+
+    def claim_of(self, engine: Engine) -> Coroutine[Any, Any, Claimed]:
+        return self.up.recovery.claim(engine.session_id, runs_of(engine.mapped), self.slabs_of(engine))
+
+    def begin_claim(self, engine: Engine, turns: int) -> asyncio.Task[Claimed]:
+        """It has got so far."""
+        claim = self.loop.create_task(self.claim_of(engine))
+        for _ in range(turns):
+            self.loop.run_until_complete(asyncio.sleep(0))
+        return claim
 
     def slabs_of(self, engine: Engine) -> dict[int, int]:
         return {} if self.recycles else {page_id // ZONE_PAGES: -1 for page_id in engine.mapped}
@@ -397,12 +406,9 @@ class RecoveryMachine(RuleBasedStateMachine):
         engine = self.some(data, lambda engine: self.up.recovery.awaits(engine.session_id))
         if engine is None:
             return
-        slabs = self.slabs_of(engine)
-        first = self.loop.create_task(self.up.recovery.claim(engine.session_id, runs_of(engine.mapped), slabs))
-        for _ in range(turns):
-            self.loop.run_until_complete(asyncio.sleep(0))
+        first = self.begin_claim(engine, turns)
         if self.up.recovery.awaits(engine.session_id):
-            second = self.up.recovery.claim(engine.session_id, runs_of(engine.mapped), slabs)
+            second = self.claim_of(engine)
             answers = self.loop.run_until_complete(asyncio.gather(first, second, return_exceptions=True))
             assert sum(isinstance(answer, SessionFenced) for answer in answers) == 1, answers
         self.took_in_claim(engine, self.loop.run_until_complete(first))
@@ -413,10 +419,7 @@ class RecoveryMachine(RuleBasedStateMachine):
         engine = self.some(data, lambda engine: self.up.recovery.awaits(engine.session_id))
         if engine is None:
             return
-        slabs = self.slabs_of(engine)
-        claim = self.loop.create_task(self.up.recovery.claim(engine.session_id, runs_of(engine.mapped), slabs))
-        for _ in range(turns):
-            self.loop.run_until_complete(asyncio.sleep(0))
+        claim = self.begin_claim(engine, turns)
         self.remove(engine)
         with suppress(SessionFenced):  # it had ended before vattd looked at its claim
             self.loop.run_until_complete(claim)
