@@ -321,10 +321,12 @@ class RecoveryMachine(RuleBasedStateMachine):
         engine = self.some(data, lambda engine: not engine.is_attached)
         if engine is not None:
             full = SystemLimit("no room is left for the journal") if disk_is_full else None
-            with patch.object(self.up.journal, "note_pages", wraps=self.up.journal.note_pages, side_effect=full):
+            journal = self.up.journal
+            with patch.object(journal, "note_pages", wraps=journal.note_pages, side_effect=full) as noting:
                 self.re_attach_one(engine)
-            if disk_is_full:  # as the next change of what it holds does
-                self.up.journal.note_pages(engine.session_id, self.up.ledger.noted_pages(engine.session_id))
+            for call in noting.call_args_list if disk_is_full else ():  # as the next change of each does
+                if journal.has(call.args[0]):
+                    journal.note_pages(*call.args)
 
     def re_attach_one(self, engine: Engine) -> None:
         if self.up.recovery.awaits(engine.session_id):
