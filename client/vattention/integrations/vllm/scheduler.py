@@ -1,0 +1,259 @@
+"""vLLM's scheduler, for which memory is what vattd lends.
+
+Block ids are plenty: as many as the pool could ever hold. What is scarce are pages, and the block pool says how many
+blocks there are pages for. The scheduler leases more when a request needs them, and preempts or queues requests as it
+does without vattd when it gets none.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vllm.v1.core import kv_cache_coordinator
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from vatt.errors import InvalidRequest
+from vatt.usage import Usage
+from vattention.integrations.vllm.block_pool import PagedBlockPool
+from vattention.integrations.vllm.budget import Budget
+from vattention.integrations.vllm.channel import socket_path
+from vattention.integrations.vllm.landlord import Landlord
+from vattention.integrations.vllm.messages import Depth, Wanted
+from vattention.integrations.vllm.options import Options
+from vattention.integrations.vllm.ranks import Ranks
+from vattention.integrations.vllm.usage import usage_of
+from vattention.page_source import LeasePurpose
+
+log = logging.getLogger(__name__)
+
+# The attribute of SchedulerOutput that carries orders to the workers.
+ORDERS = "vattd_orders"
+# After vattd refused a new request, it is not asked by a step for so long; the landlord waits in its queue meanwhile.
+REFUSED_REST_S = 0.1
+# With nothing to run, a step waits so long for memory.
+STARVED_WAIT_S = 0.01
+USAGE_EVERY_S = 0.25
+
+
+class PagedScheduling:
+    """What is added to either of vLLM's schedulers.
+
+    A lock is held by every method that touches blocks, since the landlord's threads evict cached prefixes too.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        vllm_config, kv_cache_config = named["vllm_config"], named["kv_cache_config"]
+        self._vattd = Options.of(vllm_config)
+        parallel = vllm_config.parallel_config
+        paths = [
+            socket_path(vllm_config.instance_id, parallel.data_parallel_index, rank)
+            for rank in range(parallel.world_size)
+        ]
+        self._lock = threading.RLock()
+        self._ranks, self._flush_ranks = Ranks(paths), Ranks(paths)
+        facts = self._ranks.attach()
+        if facts.geometry.block_count != kv_cache_config.num_blocks:
+            raise InvalidRequest(
+                f"the workers have {facts.geometry.block_count} blocks and the scheduler {kv_cache_config.num_blocks}"
+            )
+        self._budget = Budget(facts.geometry, facts.credit_pages)
+        self._block_bytes = facts.geometry.block_bytes
+        with _block_pool_made_by(functools.partial(PagedBlockPool, self._budget)):
+            super().__init__(*arguments, **named)
+        self._pool: PagedBlockPool = self.kv_cache_manager.block_pool
+        self._wanted_blocks = 0
+        self._steps_under_way = 0
+        self._refused_at_step = -1
+        self._ask_admit_after_s = 0.0
+        self._withdrawn_pages = 0  # that vattd wants, although requests use them
+        self._usage, self._usage_due_s = Usage(), float("-inf")
+        self._rank_count = len(paths)
+        self._watch_allocations()
+        token_bytes = sum(
+            facts.geometry.block_bytes // manager.block_size
+            for manager in self.kv_cache_manager.coordinator.single_type_managers
+        )
+        self._static_bytes = self.max_num_running_reqs * self.max_model_len * token_bytes
+        step_pages = self._budget.cluster_pages * self.max_num_running_reqs
+        self._landlord = Landlord(
+            self._budget, self, self._lock, lambda: Ranks(paths), facts.pool_pages, step_pages
+        )
+
+    # What vLLM's engine calls
+
+    def schedule(self, *arguments: Any, **named: Any) -> SchedulerOutput:
+        with self._lock:
+            self._preempt_for_vattd()
+            promised_pages = self._budget.promised_pages
+            output = super().schedule(*arguments, **named)  # type: ignore[misc]
+            self._landlord.note_taken(max(0, self._budget.promised_pages - promised_pages))
+            self._keep_cache_budget()
+            if self._budget.has_orders:
+                setattr(output, ORDERS, self._orders())
+            self._steps_under_way += 1
+            if not output.total_num_scheduled_tokens and not self.running:
+                self._landlord.wait_for_pages(STARVED_WAIT_S)
+            return output
+
+    def update_from_output(self, *arguments: Any, **named: Any) -> Any:
+        with self._lock:
+            self._steps_under_way -= 1
+            outputs = super().update_from_output(*arguments, **named)  # type: ignore[misc]
+            if not self._steps_under_way and not self.has_requests():
+                self._landlord.wake()
+            return outputs
+
+    def finish_requests(self, *arguments: Any, **named: Any) -> Any:
+        with self._lock:
+            return super().finish_requests(*arguments, **named)  # type: ignore[misc]
+
+    def reset_prefix_cache(self, *arguments: Any, **named: Any) -> bool:
+        with self._lock:
+            done: bool = super().reset_prefix_cache(*arguments, **named)  # type: ignore[misc]
+            return done
+
+    def shutdown(self) -> None:
+        self._landlord.close()
+        super().shutdown()  # type: ignore[misc]
+
+    # What the landlord calls
+
+    def give_up(self, wanted: Wanted) -> None:
+        missing = wanted.page_count - self._budget.give_up(wanted.page_count)
+        if missing > 0:
+            self._pool.evict_idle(missing)
+            missing -= self._budget.give_up(missing)
+        if missing > 0 and wanted.depth is Depth.RUNNING:
+            self._withdrawn_pages = missing
+        self._budget.answer(wanted.number)
+
+    def flush(self) -> None:
+        if self._steps_under_way:
+            return  # the workers are not where the orders are for: a coming step takes them along
+        told = self._usage
+        if self._measured_usage() != told or self._budget.has_orders:
+            self._flush_ranks.carry_out(self._orders())
+
+    # Inside
+
+    def _watch_allocations(self) -> None:
+        """Ask vattd for pages where vLLM finds too few blocks, and let it try again."""
+        manager, coordinator = self.kv_cache_manager, self.kv_cache_manager.coordinator
+        stock_allocate: Callable[..., Any] = manager.allocate_slots
+        stock_count: Callable[..., int] = coordinator.get_num_blocks_to_allocate
+
+        @functools.wraps(stock_count)
+        def count(*arguments: Any, **named: Any) -> int:
+            self._wanted_blocks = stock_count(*arguments, **named)
+            return self._wanted_blocks
+
+        @functools.wraps(stock_allocate)
+        def allocate(request: Request, *arguments: Any, **named: Any) -> Any:
+            blocks = stock_allocate(request, *arguments, **named)
+            if blocks is None and self._lease_for(request, named.get("reserved_blocks", 0)):
+                blocks = stock_allocate(request, *arguments, **named)
+            if blocks is not None and request.status is not RequestStatus.RUNNING:
+                self._landlord.forget_wish()
+            return blocks
+
+        manager.allocate_slots, coordinator.get_num_blocks_to_allocate = allocate, count
+
+    def _lease_for(self, request: Request, reserved_blocks: int) -> bool:
+        """Lease what the request that vLLM could not serve lacks; did that come?"""
+        is_running = request.status is RequestStatus.RUNNING
+        missing = self._wanted_blocks + reserved_blocks - self._pool.get_num_free_blocks()
+        if not is_running:
+            missing += self.kv_cache_manager.watermark_blocks
+        if missing <= 0:
+            return False
+        page_count = self._budget.pages_for(missing)
+        if is_running:
+            if self._refused_at_step == self.current_step:
+                return False
+            purpose = LeasePurpose.GROW
+        else:
+            if time.monotonic() < self._ask_admit_after_s:
+                self._landlord.wish(page_count)
+                return False
+            purpose = LeasePurpose.ADMIT
+        granted = self._ranks.lease(page_count, page_count, purpose)
+        if granted.page_count:
+            self._budget.lend(granted.page_count)
+            return True
+        if is_running:
+            self._refused_at_step = self.current_step
+        else:
+            self._ask_admit_after_s = time.monotonic() + REFUSED_REST_S
+            self._landlord.wish(page_count)
+        log.debug("vattd: no %d pages for request %s: %s", page_count, request.request_id, granted.refusal)
+        return False
+
+    def _preempt_for_vattd(self) -> None:
+        """Preempt requests, the latest first, until what vattd wants of running ones is free; and give it back."""
+        while self._withdrawn_pages > 0:
+            self._withdrawn_pages -= self._budget.give_up(self._withdrawn_pages)
+            if self._withdrawn_pages > 0 and self._pool.idle_count:
+                self._pool.evict_idle(self._withdrawn_pages)
+            elif self._withdrawn_pages > 0 and self.running:
+                request = self.running.pop()
+                self._preempt_request(request, time.monotonic(), drop_stale_output=self.requires_kv_delivery)
+                # It may be resumed in the step that is scheduled now: to the workers it is a new one then.
+                self.prev_step_scheduled_req_ids.discard(request.request_id)
+            else:
+                self._withdrawn_pages = max(0, self._withdrawn_pages) if self.running else 0
+
+    def _keep_cache_budget(self) -> None:
+        if self._vattd.prefix_cache_bytes is not None:
+            self._pool.keep_idle(self._vattd.prefix_cache_bytes // (self._block_bytes * self._rank_count))
+
+    def _orders(self) -> Any:
+        idle_pages = self._budget.free_pages + self._pool.idle_count * self._budget.cluster_pages
+        return self._budget.orders(max(0, idle_pages), self._measured_usage)
+
+    def _measured_usage(self) -> Usage:
+        """What requests hold on each rank, not older than a moment: to count all blocks in each step costs too much."""
+        now_s = time.monotonic()
+        if now_s >= self._usage_due_s:
+            self._usage_due_s = now_s + USAGE_EVERY_S
+            lengths = {number: request.num_computed_tokens for number, request in self.requests.items()}
+            self._usage = sum(
+                (
+                    usage_of(
+                        {number: len_ for number, len_ in lengths.items() if number in manager.req_to_blocks},
+                        manager.req_to_blocks,
+                        manager.block_size,
+                        self._block_bytes,
+                    )
+                    for manager in self.kv_cache_manager.coordinator.single_type_managers
+                ),
+                Usage(static_reservation_bytes=self._static_bytes),
+            )
+        return self._usage
+
+
+class VattScheduler(PagedScheduling, Scheduler):
+    """Where a step is over before the next one is scheduled: on CPUs."""
+
+
+class VattAsyncScheduler(PagedScheduling, AsyncScheduler):
+    """Where the next step is scheduled while one runs."""
+
+
+@contextmanager
+def _block_pool_made_by(make: Callable[..., PagedBlockPool]) -> Iterator[None]:
+    """vLLM's coordinator makes the pool, by a name of its module: there is no switch for another class."""
+    stock = kv_cache_coordinator.BlockPool
+    kv_cache_coordinator.BlockPool = make
+    try:
+        yield
+    finally:
+        kv_cache_coordinator.BlockPool = stock
