@@ -108,5 +108,3 @@ class PagedBlockPool(BlockPool):
             yield
         finally:
             self._counts_bare_blocks = False
-
-

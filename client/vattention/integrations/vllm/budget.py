@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from vatt.usage import Usage
 from vattention.block_geometry import BlockGeometry
 from vattention.integrations.vllm.clusters import Clusters
@@ -15,7 +13,7 @@ NULL_BLOCK = 0
 class Budget:
     """The account of one engine: pages that its ranks have leased, and the blocks that they are promised to.
 
-    Invariants: `credit_pages` is what every rank holds at least, once it has carried out all orders, so a block that was
+    Invariants: every rank holds `credit_pages` at least once it has carried out all orders, so that a block that was
     taken can always be backed; the null block is always taken. Pure; who calls holds the scheduler's lock.
     """
 
@@ -92,18 +90,16 @@ class Budget:
 
     @property
     def has_orders(self) -> bool:
-        return bool(
-            self._back or self._drop or self._give_back_pages or self._answered != self._ordered_answer
-        )
+        return bool(self._back or self._drop or self._give_back_pages or self._answered != self._ordered_answer)
 
-    def orders(self, idle_pages: int, usage: Callable[[], Usage]) -> Orders:
+    def orders(self, idle_pages: int, usage: Usage) -> Orders:
         """What the ranks have to do now; asked for once, and then to be carried out."""
         orders = Orders(
             drop=tuple(self._drop),
             back=tuple(self._back),
             give_back_pages=self._give_back_pages,
             idle_pages=idle_pages,
-            usage=usage(),
+            usage=usage,
             answered=self._answered,
         )
         self._back, self._drop, self._give_back_pages = {}, {}, 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from vattention.integrations.vllm.worker import LentMemory
+from vattention.integrations.vllm.worker import VattWorker
 
 
-class VattCPUWorker(LentMemory, CPUWorker):
+class VattCPUWorker(VattWorker, CPUWorker):
     """For host memory: a step is over when it returns, so dropped blocks are free at once."""

@@ -87,6 +87,11 @@ class KVMemory:
     def mapped_pages(self) -> int:
         return self._memory.mapped_pages
 
+    @property
+    def needed_pages(self) -> int:
+        """Of those, the ones that blocks in use need; the others are kept for blocks to come."""
+        return self._memory.mapped_pages - self._memory.kept_pages
+
     # For the model's thread
 
     def carry_out(self, orders: Orders) -> None:
@@ -120,7 +125,8 @@ class KVMemory:
         if isinstance(message, Lease):
             return self.lease(message)
         if isinstance(message, Orders):
-            return self.carry_out(message)
+            self.carry_out(message)
+            return None
         if isinstance(message, Attach):
             return self._attach()
         raise InvalidRequest(f"a rank has no answer to {message!r}")

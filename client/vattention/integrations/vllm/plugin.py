@@ -13,7 +13,7 @@ from vattention.integrations.vllm.options import CONFIG_KEY, SWITCH_VARIABLE, Op
 SUPPORTED = "0.32"
 WORKERS = {
     "vllm.v1.worker.cpu_worker.CPUWorker": "vattention.integrations.vllm.cpu_worker.VattCPUWorker",
-    "vllm.v1.worker.gpu_worker.Worker": "vattention.integrations.vllm.worker.VattGPUWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "vattention.integrations.vllm.worker.VattWorker",
 }
 SCHEDULER = "vattention.integrations.vllm.scheduler.VattScheduler"
 ASYNC_SCHEDULER = "vattention.integrations.vllm.scheduler.VattAsyncScheduler"

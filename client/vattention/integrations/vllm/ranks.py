@@ -31,16 +31,16 @@ class Ranks:
         """What the memory of every rank is like. Raises InvalidRequest if they differ."""
         facts: list[Facts] = [line.call(Attach()) for line in self._lines]
         if len({each.geometry for each in facts}) > 1:
-            raise InvalidRequest("the workers of this engine hold different KV caches: pipeline parallelism is not supported")
+            raise InvalidRequest(
+                "the workers of this engine hold different KV caches: pipeline parallelism is not supported"
+            )
         return Facts(
             facts[0].geometry,
             pool_pages=min(each.pool_pages for each in facts),
             credit_pages=min(each.credit_pages for each in facts),
         )
 
-    def lease(
-        self, page_count: int, least_pages: int, purpose: LeasePurpose, wait_s: float = 0.0
-    ) -> Granted:
+    def lease(self, page_count: int, least_pages: int, purpose: LeasePurpose, wait_s: float = 0.0) -> Granted:
         """Lease on every rank, as many on each, or on none. Only the first one waits, while none holds any."""
         granted = [self._lines[0].call(Lease(page_count, least_pages, purpose, wait_s))]
         for line in self._lines[1:]:

@@ -23,13 +23,14 @@ from vllm.v1.request import Request, RequestStatus
 
 from vatt.errors import InvalidRequest
 from vatt.usage import Usage
+from vattention.integrations.vllm.admission_queue import AdmissionQueue
 from vattention.integrations.vllm.block_pool import PagedBlockPool
 from vattention.integrations.vllm.budget import Budget
 from vattention.integrations.vllm.channel import socket_path
-from vattention.integrations.vllm.landlord import Landlord
-from vattention.integrations.vllm.messages import Depth, Wanted
+from vattention.integrations.vllm.messages import Depth, Orders, Wanted
 from vattention.integrations.vllm.options import Options
 from vattention.integrations.vllm.ranks import Ranks
+from vattention.integrations.vllm.upkeep import Upkeep
 from vattention.integrations.vllm.usage import usage_of
 from vattention.page_source import LeasePurpose
 
@@ -37,17 +38,18 @@ log = logging.getLogger(__name__)
 
 # The attribute of SchedulerOutput that carries orders to the workers.
 ORDERS = "vattd_orders"
-# After vattd refused a new request, it is not asked by a step for so long; the landlord waits in its queue meanwhile.
+# After vattd refused a new request, steps leave it alone for so long: the admission queue waits there meanwhile.
 REFUSED_REST_S = 0.1
 # With nothing to run, a step waits so long for memory.
 STARVED_WAIT_S = 0.01
 USAGE_EVERY_S = 0.25
 
 
-class PagedScheduling:
-    """What is added to either of vLLM's schedulers.
+class VattScheduler(Scheduler):
+    """For engines that schedule a step when the one before is over, as on CPUs.
 
-    A lock is held by every method that touches blocks, since the landlord's threads evict cached prefixes too.
+    A lock is held by every method that touches blocks: the upkeep's thread evicts cached prefixes too, and may not do
+    so between the moment when vLLM finds one and the moment when it takes it into use.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -59,33 +61,38 @@ class PagedScheduling:
             for rank in range(parallel.world_size)
         ]
         self._lock = threading.RLock()
-        self._ranks, self._flush_ranks = Ranks(paths), Ranks(paths)
+        self._changed = threading.Condition(self._lock)
+        # A line for each thread: this one leases while the upkeep sends orders.
+        self._ranks, self._order_ranks, queue_ranks, ahead_ranks, tidings_ranks = (Ranks(paths) for _ in range(5))
         facts = self._ranks.attach()
         if facts.geometry.block_count != kv_cache_config.num_blocks:
             raise InvalidRequest(
                 f"the workers have {facts.geometry.block_count} blocks and the scheduler {kv_cache_config.num_blocks}"
             )
         self._budget = Budget(facts.geometry, facts.credit_pages)
-        self._block_bytes = facts.geometry.block_bytes
         with _block_pool_made_by(functools.partial(PagedBlockPool, self._budget)):
             super().__init__(*arguments, **named)
         self._pool: PagedBlockPool = self.kv_cache_manager.block_pool
+        self._managers = self.kv_cache_manager.coordinator.single_type_managers
+        self._rank_count, self._block_bytes = len(paths), facts.geometry.block_bytes
+        token_bytes = sum(self._block_bytes // manager.block_size for manager in self._managers)
+        self._static_bytes = self.max_num_running_reqs * self.max_model_len * token_bytes
+        self._usage, self._usage_due_s = Usage(), float("-inf")
         self._wanted_blocks = 0
         self._steps_under_way = 0
         self._refused_at_step = -1
-        self._ask_admit_after_s = 0.0
+        self._ask_admit_after_s = float("-inf")
         self._withdrawn_pages = 0  # that vattd wants, although requests use them
-        self._usage, self._usage_due_s = Usage(), float("-inf")
-        self._rank_count = len(paths)
         self._watch_allocations()
-        token_bytes = sum(
-            facts.geometry.block_bytes // manager.block_size
-            for manager in self.kv_cache_manager.coordinator.single_type_managers
-        )
-        self._static_bytes = self.max_num_running_reqs * self.max_model_len * token_bytes
-        step_pages = self._budget.cluster_pages * self.max_num_running_reqs
-        self._landlord = Landlord(
-            self._budget, self, self._lock, lambda: Ranks(paths), facts.pool_pages, step_pages
+        self._queue = AdmissionQueue(self._budget, self._changed, queue_ranks)
+        self._upkeep = Upkeep(
+            self._budget,
+            self,
+            self._changed,
+            ahead_ranks,
+            tidings_ranks.subscribe(),
+            pool_pages=facts.pool_pages,
+            step_pages=self._budget.cluster_pages * self.max_num_running_reqs,
         )
 
     # What vLLM's engine calls
@@ -94,38 +101,43 @@ class PagedScheduling:
         with self._lock:
             self._preempt_for_vattd()
             promised_pages = self._budget.promised_pages
-            output = super().schedule(*arguments, **named)  # type: ignore[misc]
-            self._landlord.note_taken(max(0, self._budget.promised_pages - promised_pages))
+            output = super().schedule(*arguments, **named)
+            self._upkeep.note_taken(max(0, self._budget.promised_pages - promised_pages))
             self._keep_cache_budget()
             if self._budget.has_orders:
                 setattr(output, ORDERS, self._orders())
             self._steps_under_way += 1
-            if not output.total_num_scheduled_tokens and not self.running:
-                self._landlord.wait_for_pages(STARVED_WAIT_S)
+            if not output.total_num_scheduled_tokens and self.is_short:
+                self._changed.wait(STARVED_WAIT_S)
             return output
 
     def update_from_output(self, *arguments: Any, **named: Any) -> Any:
         with self._lock:
             self._steps_under_way -= 1
-            outputs = super().update_from_output(*arguments, **named)  # type: ignore[misc]
+            outputs = super().update_from_output(*arguments, **named)
             if not self._steps_under_way and not self.has_requests():
-                self._landlord.wake()
+                self._upkeep.wake()
             return outputs
 
     def finish_requests(self, *arguments: Any, **named: Any) -> Any:
         with self._lock:
-            return super().finish_requests(*arguments, **named)  # type: ignore[misc]
+            return super().finish_requests(*arguments, **named)
 
     def reset_prefix_cache(self, *arguments: Any, **named: Any) -> bool:
         with self._lock:
-            done: bool = super().reset_prefix_cache(*arguments, **named)  # type: ignore[misc]
+            done: bool = super().reset_prefix_cache(*arguments, **named)
             return done
 
     def shutdown(self) -> None:
-        self._landlord.close()
-        super().shutdown()  # type: ignore[misc]
+        self._queue.close()
+        self._upkeep.close()
+        super().shutdown()
 
-    # What the landlord calls
+    # What the upkeep calls
+
+    @property
+    def is_short(self) -> bool:
+        return self._queue.is_waiting
 
     def give_up(self, wanted: Wanted) -> None:
         missing = wanted.page_count - self._budget.give_up(wanted.page_count)
@@ -141,7 +153,7 @@ class PagedScheduling:
             return  # the workers are not where the orders are for: a coming step takes them along
         told = self._usage
         if self._measured_usage() != told or self._budget.has_orders:
-            self._flush_ranks.carry_out(self._orders())
+            self._order_ranks.carry_out(self._orders())
 
     # Inside
 
@@ -162,7 +174,7 @@ class PagedScheduling:
             if blocks is None and self._lease_for(request, named.get("reserved_blocks", 0)):
                 blocks = stock_allocate(request, *arguments, **named)
             if blocks is not None and request.status is not RequestStatus.RUNNING:
-                self._landlord.forget_wish()
+                self._queue.forget()
             return blocks
 
         manager.allocate_slots, coordinator.get_num_blocks_to_allocate = allocate, count
@@ -182,7 +194,7 @@ class PagedScheduling:
             purpose = LeasePurpose.GROW
         else:
             if time.monotonic() < self._ask_admit_after_s:
-                self._landlord.wish(page_count)
+                self._queue.wish(page_count)
                 return False
             purpose = LeasePurpose.ADMIT
         granted = self._ranks.lease(page_count, page_count, purpose)
@@ -193,31 +205,31 @@ class PagedScheduling:
             self._refused_at_step = self.current_step
         else:
             self._ask_admit_after_s = time.monotonic() + REFUSED_REST_S
-            self._landlord.wish(page_count)
+            self._queue.wish(page_count)
         log.debug("vattd: no %d pages for request %s: %s", page_count, request.request_id, granted.refusal)
         return False
 
     def _preempt_for_vattd(self) -> None:
         """Preempt requests, the latest first, until what vattd wants of running ones is free; and give it back."""
-        while self._withdrawn_pages > 0:
-            self._withdrawn_pages -= self._budget.give_up(self._withdrawn_pages)
-            if self._withdrawn_pages > 0 and self._pool.idle_count:
-                self._pool.evict_idle(self._withdrawn_pages)
-            elif self._withdrawn_pages > 0 and self.running:
+        missing, self._withdrawn_pages = self._withdrawn_pages, 0
+        missing -= self._budget.give_up(missing)
+        while missing > 0 and (self._pool.idle_count or self.running):
+            if self._pool.idle_count:
+                self._pool.evict_idle(missing)
+            else:
                 request = self.running.pop()
                 self._preempt_request(request, time.monotonic(), drop_stale_output=self.requires_kv_delivery)
-                # It may be resumed in the step that is scheduled now: to the workers it is a new one then.
+                # It may be resumed by the step that is scheduled now: to the workers it is a new one then.
                 self.prev_step_scheduled_req_ids.discard(request.request_id)
-            else:
-                self._withdrawn_pages = max(0, self._withdrawn_pages) if self.running else 0
+            missing -= self._budget.give_up(missing)
 
     def _keep_cache_budget(self) -> None:
         if self._vattd.prefix_cache_bytes is not None:
             self._pool.keep_idle(self._vattd.prefix_cache_bytes // (self._block_bytes * self._rank_count))
 
-    def _orders(self) -> Any:
+    def _orders(self) -> Orders:
         idle_pages = self._budget.free_pages + self._pool.idle_count * self._budget.cluster_pages
-        return self._budget.orders(max(0, idle_pages), self._measured_usage)
+        return self._budget.orders(max(0, idle_pages), self._measured_usage())
 
     def _measured_usage(self) -> Usage:
         """What requests hold on each rank, not older than a moment: to count all blocks in each step costs too much."""
@@ -233,19 +245,15 @@ class PagedScheduling:
                         manager.block_size,
                         self._block_bytes,
                     )
-                    for manager in self.kv_cache_manager.coordinator.single_type_managers
+                    for manager in self._managers
                 ),
                 Usage(static_reservation_bytes=self._static_bytes),
             )
         return self._usage
 
 
-class VattScheduler(PagedScheduling, Scheduler):
-    """Where a step is over before the next one is scheduled: on CPUs."""
-
-
-class VattAsyncScheduler(PagedScheduling, AsyncScheduler):
-    """Where the next step is scheduled while one runs."""
+class VattAsyncScheduler(VattScheduler, AsyncScheduler):
+    """For engines that schedule the next step while one runs."""
 
 
 @contextmanager

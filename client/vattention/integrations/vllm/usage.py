@@ -27,7 +27,9 @@ def usage_of(
 
     def in_blocks(size: int) -> int:
         """Bytes that the requests' tokens would take in blocks of so many, as far as they have blocks here at all."""
-        tokens = [min(length, len(blocks) * block_tokens) for length, blocks in zip(lengths.values(), used, strict=True)]
+        tokens = [
+            min(length, len(blocks) * block_tokens) for length, blocks in zip(lengths.values(), used, strict=True)
+        ]
         return max(0, int((sum(-(-count // size) * size for count in tokens) - shared * block_tokens) * token_bytes))
 
     return Usage(token_bytes=in_blocks(1), paged16_bytes=in_blocks(16), paged256_bytes=in_blocks(256))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,12 +33,12 @@ RUNNER_MODULES = (gpu_model_runner, attn_utils)
 BLOCKS_MULTIPLE = 64
 
 
-class LentMemory:
-    """What is added to one of vLLM's workers."""
+class VattWorker(Worker):
+    """For CUDA devices: pages are unmapped behind an event of all that was submitted."""
 
     def determine_available_memory(self) -> int:
-        """The most that the tenant could ever have, in bytes: addresses cost nothing, and so there is a block for each."""
-        super().determine_available_memory()  # type: ignore[misc]  # for what it does beside: warming up, profiling
+        """All that the tenant could ever have, in bytes: addresses cost nothing, so there is a block for each."""
+        super().determine_available_memory()  # for what it does beside: warming up, profiling
         self._session = _connect(Options.of(self.vllm_config))
         lendable_bytes = self._session.pool_pages * self._session.page_size_bytes
         if self._session.device_uuid == "host":
@@ -62,7 +61,7 @@ class LentMemory:
 
         stock_allocate = gpu_model_runner.allocate_kv_cache
         with _kv_cache_allocated_by(allocate):
-            super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
+            super().initialize_from_config(kv_cache_config)
 
     def execute_model(self, scheduler_output: Any) -> Any:
         if self._kv_memory is not None:
@@ -71,17 +70,13 @@ class LentMemory:
                 self._kv_memory.carry_out(orders)
             else:
                 self._kv_memory.warm_up(_new_blocks(scheduler_output))
-        return super().execute_model(scheduler_output)  # type: ignore[misc]
+        return super().execute_model(scheduler_output)
 
     def shutdown(self) -> None:
-        super().shutdown()  # type: ignore[misc]  # after it no kernel reads the cache
+        super().shutdown()  # after it no kernel reads the cache
         session = getattr(self, "_session", None)
         if session is not None:
             session.close()
-
-
-class VattGPUWorker(LentMemory, Worker):
-    """For CUDA devices: pages are unmapped behind an event of all that was submitted."""
 
 
 def geometry_of(config: KVCacheConfig, page_size_bytes: int) -> BlockGeometry:
