@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +41,7 @@ Result = TypeVar("Result")
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # the double's copies are small; a second thread would wait on a busy machine
     table = Table(
         title=f"Sarathi's loop, {REQUESTS} requests, {ROWS} rows, {PAGE >> 10} KiB pages", title_justify="left"
     )

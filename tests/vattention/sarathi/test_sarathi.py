@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 import vattention
 from tests.daemon import Vattd
@@ -55,6 +56,15 @@ def found_vattd(vattd: Vattd, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setattr(upstream, "default_device", lambda: "host")
     yield
     vattention.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """For copies this small a second thread gains nothing, and waits for its turn on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
