@@ -105,6 +105,7 @@ def init_kvcache(
         if _process.open is not None:
             raise RuntimeError("there is a KV cache already: call cleanup before another init_kvcache")
         config = read_upstream_config()
+        believed = Layout.MEGACACHE if megacache else Layout.PER_LAYER
         spec = KVCacheSpec(
             num_layers,
             num_kv_heads,
@@ -112,12 +113,12 @@ def init_kvcache(
             dtype,
             max_batch_size,
             max_context_length,
-            layout=Layout.MEGACACHE if megacache else Layout(config.layout),
+            layout=believed if megacache else Layout(config.layout),
             page_size_bytes=None if isinstance(page_size, bool) else page_size,
         )
         session = Session.connect(config.tenant, device=_device_name(device), page_size_bytes=spec.page_size_bytes)
         undo.callback(session.close)
-        blocks = KVBlocks(session, spec)
+        blocks = KVBlocks(session, spec, counted_as=believed)
         blocks.keep_finished(keep=_process.keeps_finished)
         cache = blocks.cache
         pairs = [cache.layer(layer) for layer in range(num_layers)]
@@ -165,9 +166,10 @@ def release_kvcache_physical() -> None:
 def reserve_physical_pages(free_memory: int, /) -> int:
     """Let the KV cache have so many bytes, rounded down to whole KV blocks: how many pages that is.
 
-    This is a limit that num_free_kvblocks counts with, and never more than vattd's pool could lend; no memory is taken
-    yet, since other tenants share the pool. A step may so find the pool short within the limit: keep memory for a
-    tenant with vattd's own means. A second call may raise the limit and never lowers it.
+    This is a limit that num_free_kvblocks counts with; no memory is taken yet, since other tenants share the pool. What
+    vattd's pool, or the tenant's max, could not lend is not counted for as long as that is so. A step may find the pool
+    short within the limit: keep memory for a tenant with `vattctl reserve NAME --min SIZE --hard`. A second call may
+    raise the limit and never lowers it.
     """
     with _blocks() as blocks:
         return blocks.reserve(free_memory)
@@ -175,11 +177,13 @@ def reserve_physical_pages(free_memory: int, /) -> int:
 
 def num_free_kvblocks() -> int:
     """KV blocks that the lengths of the active requests leave: it falls with alloc_new_batch_idx and rises with
-    free_batch_idx, whatever is mapped at the moment. 0 where more was promised than there is.
+    free_batch_idx, whatever is mapped at the moment, and follows the tenant's max. Negative where more was promised
+    than there is: a scheduler that goes on only above 0 so preempts as many requests as it must.
 
-    A KV block is one page in each column of the layout: 2 * num_layers pages, 2 in a megacache, 1 in the fused layout.
-    n tokens need ceil(n * bytes of a token in a column / page_size) of them: as many as upstream counts, or fewer where
-    a page holds no whole number of tokens. Before reserve_physical_pages the total is what the pool could ever lend.
+    A KV block is what upstream counts, whatever VATTENTION_LAYOUT: 2 * num_layers pages, 2 in a megacache, for as many
+    whole tokens as fit in a page. So a scheduler that counts by itself promises no block twice. What is mapped may be
+    less: pages are filled to the last byte, and in the fused layout by all layers.
+    Before reserve_physical_pages the total is what the pool could ever lend.
     """
     with _blocks() as blocks:
         return blocks.free_blocks

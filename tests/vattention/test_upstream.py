@@ -15,7 +15,9 @@ import torch
 
 import vattention
 from tests.daemon import Vattd
+from tests.operator import operator
 from tests.vattention.serving import BlockManager, Request, ServingLoop, tokens_are, write_tokens
+from tests.vattention.upstream_machine import eventually
 from vatt.errors import DaemonUnreachable, InvalidRequest, PoolExhausted
 from vattention import upstream
 from vattention.config import LAYOUTS, UpstreamConfig, read_upstream_config
@@ -45,7 +47,13 @@ def found_vattd(vattd_socket_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def blocks(token_count: int, token_bytes: int = TOKEN) -> int:
+    """That so many tokens fill."""
     return -(-token_count * token_bytes // PAGE)
+
+
+def counted(token_count: int, token_bytes: int = TOKEN) -> int:
+    """Blocks that upstream counts for them: a block holds whole tokens."""
+    return -(-token_count // (PAGE // token_bytes))
 
 
 def init(total_blocks: int | None = None) -> list[torch.Tensor]:
@@ -238,15 +246,20 @@ def test_a_reservation_is_rounded_down_to_whole_blocks_and_counted_in_pages() ->
     assert vattention.num_free_kvblocks() == 10
 
 
-@pytest.mark.parametrize(("layout", "pages"), [("per_layer", 2 * LAYERS), ("megacache", 2), ("fused", 1)])
-def test_a_block_is_a_page_in_each_column(layout: str, pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("layout", "megacache", "pages"),
+    [("per_layer", False, 2 * LAYERS), ("per_layer", True, 2), ("megacache", False, 2 * LAYERS), ("fused", False, 4)],
+)
+def test_a_block_is_what_the_caller_takes_for_one_whatever_the_layout_in_memory(
+    layout: str, megacache: bool, pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts with the tokens a page that its own arguments give."""
     monkeypatch.setenv("VATTENTION_LAYOUT", layout)
-    init()
+    vattention.init_kvcache(*SHAPE, PAGE, megacache)
     assert vattention.reserve_physical_pages(41 * PAGE) == 41 // pages * pages
     assert vattention.num_free_kvblocks() == 41 // pages
     vattention.alloc_new_batch_idx(900)
-    token_bytes = TOKEN * 2 * LAYERS // pages
-    assert vattention.num_free_kvblocks() == 41 // pages - blocks(900, token_bytes)
+    assert vattention.num_free_kvblocks() == 41 // pages - counted(900, TOKEN * 2 * LAYERS // pages)
 
 
 def test_before_a_reservation_all_that_the_pool_can_lend_counts_and_none_is_larger() -> None:
@@ -286,29 +299,48 @@ def test_free_blocks_follow_alloc_and_free_at_once_and_nothing_else() -> None:
     for length in range(300, 1000):
         lengths[first] = length
         vattention.step_async(lengths)
-        assert vattention.num_free_kvblocks() == 20 - blocks(length)
+        assert vattention.num_free_kvblocks() == 20 - counted(length)
     vattention.free_batch_idx(first)
     assert vattention.num_free_kvblocks() == 20
     assert sum(mapped()) > 0  # kept, and free all the same
 
 
-def test_a_promise_of_more_than_there_is_leaves_0_blocks_and_no_huge_number() -> None:
+def test_where_more_was_promised_than_there_is_so_many_blocks_are_missing() -> None:
+    """Upstream says a huge number. Whoever goes on above 0 only gives up what it must."""
     init(total_blocks=6)
     vattention.alloc_new_batch_idx(1000)
     second = vattention.alloc_new_batch_idx(1000)
-    assert vattention.num_free_kvblocks() == 0
+    assert vattention.num_free_kvblocks() == 6 - 5 - 5
     vattention.free_batch_idx(second)
     assert vattention.num_free_kvblocks() == 1
 
 
-def test_blocks_are_counted_in_bytes_so_never_more_than_upstreams() -> None:
-    init(total_blocks=20)
-    tokens_per_page = PAGE // TOKEN
-    assert -(-408 // tokens_per_page) == -(-409 // tokens_per_page) - 1
-    for length in range(1, CONTEXT + 1):
-        assert blocks(length) <= -(-length // tokens_per_page)
+def test_blocks_hold_whole_tokens_as_upstreams_do_and_pages_are_filled_to_the_end() -> None:
+    """A scheduler counts so too: what it promised and we did not count, it would promise again."""
+    init(total_blocks=2)
+    assert (counted(409), blocks(409)) == (3, 2)
     vattention.step([409, 0, 0, 0], True)
-    assert vattention.num_free_kvblocks() == 18
+    assert vattention.num_free_kvblocks() == -1
+    assert mapped() == [2, 0, 0, 0]
+
+
+def test_a_token_larger_than_a_page_is_counted_by_the_bytes() -> None:
+    """Upstream divides by zero."""
+    vattention.init_kvcache(LAYERS, 1, 48 << 10, ROWS, 10, 0, torch.float16, PAGE)
+    vattention.reserve_physical_pages(20 * PAGES_PER_BLOCK * PAGE)
+    vattention.step([3, 0, 0, 0], True)
+    assert vattention.num_free_kvblocks() == 20 - 5
+
+
+def test_free_blocks_follow_the_tenants_max_down_and_up(own_vattd: Vattd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VATTD_SOCKET_DIR", str(own_vattd.socket_dir))
+    init(total_blocks=20)
+    vattention.step([1000, 600, 0, 0], True)
+    with operator(own_vattd.sockets) as admin:
+        for most_blocks in (15, 7, 30):
+            admin.reserve("vattention", max_bytes=most_blocks * PAGES_PER_BLOCK * PAGE)
+            free = min(20, most_blocks) - 5 - 3
+            eventually(lambda free=free: vattention.num_free_kvblocks() == free)  # type: ignore[misc]
 
 
 # alloc_new_batch_idx and free_batch_idx
@@ -504,7 +536,7 @@ def test_no_page_that_a_request_may_need_later_stands_in_the_way_of_one_now(take
     take_step([204, 204, 204, 204])
     assert sum(mapped()) > 4
     take_step([1000, 819, 204, 409])
-    assert vattention.num_free_kvblocks() == 0
+    assert vattention.num_free_kvblocks() == -2  # of two rows the last tokens fit in what is left of a page
     assert opened().mapped_blocks() == [5, 4, 1, 2]
     assert opened().cache.stats().mapped_bytes == 12 * PAGES_PER_BLOCK * PAGE
 

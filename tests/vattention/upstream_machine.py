@@ -76,6 +76,9 @@ class UpstreamMachine(RuleBasedStateMachine):
             layout
         ]
         self.token_bytes = per_token * HEADS * head_size * 2
+        # What the caller takes for a block: it knows of a megacache, and not of VATTENTION_LAYOUT.
+        self.block_columns = 2 if layout == "megacache" else 2 * LAYERS
+        self.block_token_bytes = (LAYERS if layout == "megacache" else 1) * HEADS * head_size * 2
         self.case.set_layout("fused" if layout == "fused" else "per_layer")
         shape = (LAYERS, HEADS, head_size, ROWS, CONTEXT, 0, torch.float16)
         tensors = vattention.init_kvcache(*shape, self.page_size, layout == "megacache")
@@ -88,13 +91,21 @@ class UpstreamMachine(RuleBasedStateMachine):
         self.reserve(pages, 0)
 
     def blocks(self, length: int) -> int:
+        """That are counted for a row."""
+        tokens_per_block = self.page_size // self.block_token_bytes
+        if tokens_per_block:
+            return -(-length // tokens_per_block)
+        return -(-length * self.block_token_bytes // self.page_size)
+
+    def pages(self, length: int) -> int:
+        """That a row fills in each column."""
         return -(-length * self.token_bytes // self.page_size)
 
-    def needed(self, lengths: Sequence[int]) -> int:
-        return sum(map(self.blocks, lengths))
+    def is_too_much(self, lengths: Sequence[int]) -> bool:
+        return sum(map(self.pages, lengths)) * self.columns > self.total * self.block_columns
 
-    def capacity(self, blocks: int) -> int:
-        return min(CONTEXT, blocks * self.page_size // self.token_bytes)
+    def capacity(self, pages: int) -> int:
+        return min(CONTEXT, pages * self.page_size // self.token_bytes)
 
     @property
     def opened(self) -> KVBlocks:
@@ -102,15 +113,18 @@ class UpstreamMachine(RuleBasedStateMachine):
         return upstream._process.open.blocks
 
     def rows_mapped(self) -> list[tuple[int, int]]:
-        """Blocks and length of every row, when the background has nothing to do at the moment."""
+        """Pages a column and length of every row, when the background has nothing to do at the moment."""
         assert self.opened.cache.settle()
-        return list(zip(self.opened.mapped_blocks(), self.lengths, strict=True))
+        return list(zip(self.mapped(), self.lengths, strict=True))
+
+    def mapped(self) -> list[int]:
+        return [int(count) for count in self.opened.cache.mapped_pages()[:, 0]]
 
     @rule(pages=st.integers(0, MOST_PAGES), odd_bytes=st.integers(0, 4095))
     def reserve(self, pages: int, odd_bytes: int) -> None:
-        self.total = max(self.total, pages // self.columns)
+        self.total = max(self.total, pages // self.block_columns)
         answer = vattention.reserve_physical_pages(pages * self.page_size + odd_bytes)
-        assert answer == self.total * self.columns
+        assert answer == self.total * self.block_columns
 
     @rule(length=st.integers(0, CONTEXT))
     def alloc(self, length: int) -> None:
@@ -134,7 +148,7 @@ class UpstreamMachine(RuleBasedStateMachine):
     @rule(moves=st.lists(move, min_size=ROWS, max_size=ROWS), mode=st.sampled_from(["eager", "kept", "async"]))
     def step(self, moves: list[str | int | None], mode: str) -> None:
         wanted = [self.moved(length, to) for length, to in zip(self.lengths, moves, strict=True)]
-        if self.needed(wanted) > self.total:
+        if self.is_too_much(wanted):
             with pytest.raises(RuntimeError, match=re.escape(OUT_OF_PAGES)) as raised:
                 self.take_step(wanted, mode)
             assert isinstance(raised.value.__cause__, PoolExhausted)
@@ -148,14 +162,14 @@ class UpstreamMachine(RuleBasedStateMachine):
         """Else most steps are refused."""
         wanted = list(self.lengths)
         wanted[row] = length
-        while self.needed(wanted) > self.total and any(wanted):
+        while self.is_too_much(wanted) and any(wanted):
             wanted[wanted.index(max(wanted))] //= 2
         self.step_to(wanted, mode)
 
     def step_to(self, wanted: list[int], mode: str) -> None:
         self.take_step(wanted, mode)
-        mapped = self.opened.mapped_blocks()
-        assert all(has >= self.blocks(length) for has, length in zip(mapped, wanted, strict=True))
+        mapped = self.mapped()
+        assert all(has >= self.pages(length) for has, length in zip(mapped, wanted, strict=True))
         if mode == "eager":
             assert all(has == 0 for has, length in zip(mapped, wanted, strict=True) if length == 0)
         self.write(wanted)
@@ -212,15 +226,15 @@ class UpstreamMachine(RuleBasedStateMachine):
 
     @invariant()
     def free_blocks_follow_from_the_lengths(self) -> None:
-        assert vattention.num_free_kvblocks() == max(0, self.total - self.needed(self.lengths))
+        assert vattention.num_free_kvblocks() == self.total - sum(map(self.blocks, self.lengths))
 
     @invariant()
     def no_more_is_mapped_than_the_limit(self) -> None:
         if not self.settles:
-            assert sum(self.opened.mapped_blocks()) <= self.total
+            assert sum(self.mapped()) * self.columns <= self.total * self.block_columns
             return
         mapped = [has for has, _ in self.rows_mapped()]
-        assert sum(mapped) <= self.total
+        assert sum(mapped) * self.columns <= self.total * self.block_columns
         assert self.opened.cache.stats().mapped_bytes == sum(mapped) * self.columns * self.page_size
 
     @invariant()
