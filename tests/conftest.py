@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
+
+# An environment of its own has vLLM: `make test-vllm`.
+collect_ignore = [] if importlib.util.find_spec("vllm") else ["vllm"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -42,6 +42,10 @@ PURE = [
     "vattd/rates.py",
     "vattd/scrub.py",
     "vattd/snapshot.py",
+    "client/vattention/block_geometry.py",
+    "client/vattention/integrations/vllm/budget.py",
+    "client/vattention/integrations/vllm/clusters.py",
+    "client/vattention/integrations/vllm/usage.py",
     "proto/vatt/pages.py",
     "proto/vatt/usage.py",
 ]

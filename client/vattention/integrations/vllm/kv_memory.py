@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -17,13 +18,15 @@ from vattention.block_geometry import BlockGeometry
 from vattention.block_memory import BlockMemory
 from vattention.integrations.vllm.budget import NULL_BLOCK
 from vattention.integrations.vllm.channel import Port
-from vattention.integrations.vllm.messages import Attach, Depth, Facts, Granted, Lease, Orders, Wanted
+from vattention.integrations.vllm.messages import Attach, Depth, Facts, Granted, Lease, Orders, Unlease, Wanted
 from vattention.page_cache import deal
 from vattention.page_source import LeasePurpose
 from vattention.session import Session
 
 log = logging.getLogger(__name__)
 
+# How long an engine that starts waits for the little memory that it begins with.
+FIRST_WAIT_S = 30.0
 # How long vattd's asking waits for the scheduler at a time, which may be in the middle of a step.
 ANSWER_WITHIN_S = 0.2
 # For so long after vattd has asked, pages that are given up are kept for the answer.
@@ -55,13 +58,14 @@ class KVMemory:
     """
 
     def __init__(self, session: Session, geometry: BlockGeometry, path: Path) -> None:
-        """Takes over `session`. Backs the null block: it is read where a request has no block."""
+        """Takes over `session`, and closes it if this fails. Backs the null block: it is read where a request has no
+        block. Raises what Session.lease raises."""
+        self.path = path
         self._session = session
         self._geometry = geometry
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._spare = Spare()
-        self._memory = BlockMemory(session.mapper, self._spare, geometry)
         self._credit_pages = 0
         self._surplus: list[Extent] = []
         self._owed_pages = 0  # given up by the scheduler, and not let go of by the device yet
@@ -71,17 +75,26 @@ class KVMemory:
         self._usage = Usage()
         self._is_attached = False
         self._warm: list[int] = []
+        with ExitStack() as undo:
+            undo.callback(session.close)
+            self._memory = BlockMemory(session.mapper, self._spare, geometry)
+            self._take_in(session.lease(geometry.cluster_pages, purpose=LeasePurpose.ADMIT, wait_s=FIRST_WAIT_S))
+            self._memory.back([NULL_BLOCK])
+            self._port = Port(path, self._answer)
+            undo.pop_all()
         session.pages.join(self)
         session.close_first(self)
         session.on_pressure = self._press
-        self.lease(Lease(geometry.cluster_pages, geometry.cluster_pages, LeasePurpose.ADMIT))
-        self._memory.back([NULL_BLOCK])
-        self._port = Port(path, self._answer)
 
     @property
     def tensor(self) -> torch.Tensor:
         """[virtual_bytes], uint8."""
         return self._memory.tensor
+
+    @property
+    def leased_pages(self) -> int:
+        """What the session holds."""
+        return self._session.leased_pages
 
     @property
     def mapped_pages(self) -> int:
@@ -99,11 +112,9 @@ class KVMemory:
         with self._lock:
             self._memory.drop(orders.drop)
             self._memory.back(orders.back)
-            self._credit_pages -= orders.give_back_pages
-            self._owed_pages += orders.give_back_pages
+            self._owe(orders.give_back_pages)
             self._idle_pages, self._usage = orders.idle_pages, orders.usage
             self._answered_number = max(self._answered_number, orders.answered)
-            self._settle_debt()
             self._changed.notify_all()
         self._return_surplus()
 
@@ -114,8 +125,7 @@ class KVMemory:
             if self._is_attached or not missing:
                 return
             page_count = len(self._geometry.pages(missing))
-            self._spare.put(self._session.lease(page_count, purpose=LeasePurpose.ADMIT))
-            self._credit_pages += page_count
+            self._take_in(self._session.lease(page_count, purpose=LeasePurpose.ADMIT, wait_s=FIRST_WAIT_S))
             self._memory.back(missing)
             self._warm += missing
 
@@ -126,6 +136,10 @@ class KVMemory:
             return self.lease(message)
         if isinstance(message, Orders):
             self.carry_out(message)
+            return None
+        if isinstance(message, Unlease):
+            self._owe(message.page_count)
+            self._return_surplus()
             return None
         if isinstance(message, Attach):
             return self._attach()
@@ -148,11 +162,8 @@ class KVMemory:
             )
         except VattError as error:
             return Granted(0, str(error))
-        with self._lock:
-            self._spare.put(extents)
-            page_count = page_count_of(extents)
-            self._credit_pages += page_count
-        return Granted(page_count)
+        self._take_in(extents)
+        return Granted(page_count_of(extents))
 
     # For the session: vattention.page_cache.PageUser
 
@@ -203,6 +214,17 @@ class KVMemory:
             self._surplus = []
         self._session.pages.leave(self)
         self._session.pages.put(extents)
+
+    def _take_in(self, extents: Sequence[Extent]) -> None:
+        with self._lock:
+            self._spare.put(extents)
+            self._credit_pages += page_count_of(extents)
+
+    def _owe(self, page_count: int) -> None:
+        with self._lock:
+            self._credit_pages -= page_count
+            self._owed_pages += page_count
+            self._settle_debt()
 
     def _settle_debt(self) -> None:
         """Turn pages that are owed into surplus, as far as the device has let go of them."""

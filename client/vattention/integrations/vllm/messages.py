@@ -50,6 +50,13 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
+class Unlease:
+    """Return so many pages of a Lease that another rank could not have."""
+
+    page_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Orders:
     """What a rank does before the step that brings them, in this order."""
 

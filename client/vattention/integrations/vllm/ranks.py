@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vatt.errors import InvalidRequest
 from vattention.integrations.vllm.channel import Line
-from vattention.integrations.vllm.messages import Attach, Facts, Granted, Lease, Orders
+from vattention.integrations.vllm.messages import Attach, Facts, Granted, Lease, Orders, Unlease
 from vattention.page_source import LeasePurpose
 
 
@@ -49,7 +49,7 @@ class Ranks:
         common = min(each.page_count for each in granted)
         for line, each in zip(self._lines, granted, strict=False):
             if each.page_count > common:
-                line.call(Orders(give_back_pages=each.page_count - common))
+                line.call(Unlease(each.page_count - common))
         return granted[-1] if common else Granted(0, granted[-1].refusal)
 
     def carry_out(self, orders: Orders) -> None:
