@@ -47,10 +47,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo run test test-vllm soak chaos bench decode replay study stubs clean
+.PHONY: help venv demo run test test-vllm bench-vllm soak chaos bench decode replay study stubs clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## install everything, at pinned versions, into .venv
 
@@ -68,6 +68,9 @@ test: $(STAMP) ## the whole gate: format, lint, types, tests
 
 test-vllm: $(VLLM_STAMP) ## vLLM's own engines on lent memory against stock ones, in an environment of its own
 	$(VLLM_VENV)/bin/python -m pytest -q --timeout 600 tests/vllm
+
+bench-vllm: $(VLLM_STAMP) ## what a vLLM engine on lent memory takes longer than a stock one, pass by pass
+	@$(VLLM_VENV)/bin/python -m benchmarks.vllm_overhead
 
 soak: $(STAMP) ## the long form of the random tests: a million steps of the policy, then a minute of sharing, 100 kills, 10,000 hand-overs
 	$(BIN)/python -m pytest -q --timeout 900 tests/vattd/test_policy.py --policy-steps $(SOAK_POLICY_STEPS)

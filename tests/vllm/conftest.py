@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
+
+with warnings.catch_warnings():  # of what vLLM's own imports do
+    warnings.simplefilter("ignore")
+    import vllm.v1.core.block_pool  # noqa: F401
 
 from tests.vllm.engine_process import MODEL
 

@@ -33,7 +33,7 @@ MODEL = {
 }
 # What vLLM holds for a block of 128 tokens (its size on CPUs): K and V of all layers.
 BLOCK_BYTES = 128 * 4 * 2 * 4 * 32 * 4
-READY, STARTED = "ready", "started"
+STARTED, IDLE = "started", "idle"
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def run(spec: Spec) -> Report:
             report.tokens.append(list(output.token_ids))
             report.logprobs.append([next(iter(each.values())).logprob for each in output.logprobs])
     report.duration_s = time.perf_counter() - began_s
+    tell(IDLE)
     if spec.idle_s:
         time.sleep(spec.idle_s)  # nothing tells when an engine that does nothing has given everything back
         report.idle = held(llm.llm_engine.engine_core.engine_core) if spec.watch else {}

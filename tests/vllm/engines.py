@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from tests.vllm.engine_process import STARTED, Report, Spec
+from tests.vllm.engine_process import Report, Spec
 
 TIMEOUT_S = 600.0
 # Quiet, offline, and in one process unless a test is about several.
@@ -47,11 +47,13 @@ class EngineProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_until_started(self) -> None:
-        """Until it takes requests."""
+    def wait_until(self, said: str) -> None:
+        """Until it has STARTED and takes requests, or is IDLE and has answered them all."""
         assert self._process.stdout is not None
-        if self._process.stdout.readline().strip() != STARTED:
-            raise AssertionError(f"the engine did not start: {self._process.communicate(timeout=TIMEOUT_S)[1]}")
+        for line in self._process.stdout:
+            if line.strip() == said:
+                return
+        raise AssertionError(f"the engine ended before: {self._process.communicate(timeout=TIMEOUT_S)[1]}")
 
     def report(self) -> Report:
         output, errors = self._process.communicate(timeout=TIMEOUT_S)

@@ -12,9 +12,12 @@ import pytest
 
 from tests.daemon import Vattd
 from tests.operator import operator
-from tests.vllm.engine_process import BLOCK_BYTES, Report, Spec
-from tests.vllm.engines import STOCK, EngineProcess, lent, run_engine
+from tests.vllm.engine_process import BLOCK_BYTES, IDLE, STARTED, Report, Spec
+from tests.vllm.engines import STOCK, TIMEOUT_S, EngineProcess, lent, run_engine
+from vatt.pages import page_count_of
 from vatt.v1 import vatt_pb2 as pb
+from vattention.page_source import LeasePurpose
+from vattention.session import Session
 
 MIB = 1 << 20
 # Eight requests want up to 48 blocks of 512 KiB, 24 MiB; one alone six.
@@ -138,7 +141,7 @@ def test_a_tenants_max_that_is_lowered_under_load_preempts_and_changes_no_answer
 ) -> None:
     with Vattd("--pool-max", "512MiB") as vattd, operator(vattd.sockets) as admin:
         with EngineProcess(dataclasses.replace(caching, watch=True), lent(vattd.socket_dir)) as engine:
-            engine.wait_until_started()
+            engine.wait_until(STARTED)
             admin.until(lambda status: leased_bytes(status) > TIGHT_BYTES)
             admin.reserve("vllm", max_bytes=TIGHT_BYTES)
             admin.until(lambda status: leased_bytes(status) <= TIGHT_BYTES)
@@ -148,10 +151,25 @@ def test_a_tenants_max_that_is_lowered_under_load_preempts_and_changes_no_answer
         assert_pages_came_back(vattd)
 
 
+def test_an_idle_engine_gives_cached_prefixes_up_for_a_request_of_another_tenant(caching: Spec) -> None:
+    """The engine does nothing, and is not asked to do anything: no step carries the orders to its worker."""
+    pool_bytes = 64 * MIB
+    with Vattd("--pool-max", f"{pool_bytes}") as vattd, operator(vattd.sockets) as admin:
+        with EngineProcess(dataclasses.replace(caching, idle_s=TIMEOUT_S), lent(vattd.socket_dir)) as engine:
+            engine.wait_until(IDLE)
+            cached_bytes = leased_bytes(admin.status())
+            assert cached_bytes > TIGHT_BYTES
+            with Session.connect("other", socket_dir=vattd.socket_dir) as session:
+                wanted_pages = (pool_bytes - BLOCK_BYTES) // session.page_size_bytes
+                pages = session.lease(wanted_pages, purpose=LeasePurpose.ADMIT, wait_s=TIMEOUT_S)
+                assert page_count_of(pages) == wanted_pages
+                session.give_back(pages)
+
+
 def test_an_engine_that_is_killed_leaves_nothing_behind(plain: Spec) -> None:
     with Vattd("--pool-max", "512MiB") as vattd, operator(vattd.sockets) as admin:
         with EngineProcess(dataclasses.replace(plain, passes=50), lent(vattd.socket_dir)) as engine:
-            engine.wait_until_started()
+            engine.wait_until(STARTED)
             admin.until(lambda status: leased_bytes(status) > TIGHT_BYTES)
             os.kill(engine.pid, signal.SIGKILL)
         assert_pages_came_back(vattd)

@@ -42,7 +42,10 @@ ORDERS = "vattd_orders"
 REFUSED_REST_S = 0.1
 # With nothing to run, a step waits so long for memory.
 STARVED_WAIT_S = 0.01
-USAGE_EVERY_S = 0.25
+# To count what requests hold takes milliseconds where they hold tens of thousands of blocks.
+USAGE_EVERY_S = 1.0
+# How often it is said that requests wait for memory.
+SAY_EVERY_S = 10.0
 
 
 class VattScheduler(Scheduler):
@@ -81,7 +84,7 @@ class VattScheduler(Scheduler):
         self._wanted_blocks = 0
         self._steps_under_way = 0
         self._refused_at_step = -1
-        self._ask_admit_after_s = float("-inf")
+        self._ask_admit_after_s = self._say_after_s = float("-inf")
         self._withdrawn_pages = 0  # that vattd wants, although requests use them
         self._watch_allocations()
         self._queue = AdmissionQueue(self._budget, self._changed, queue_ranks)
@@ -206,8 +209,14 @@ class VattScheduler(Scheduler):
         else:
             self._ask_admit_after_s = time.monotonic() + REFUSED_REST_S
             self._queue.wish(page_count)
-        log.debug("vattd: no %d pages for request %s: %s", page_count, request.request_id, granted.refusal)
+        self._say_waiting(granted.refusal)
         return False
+
+    def _say_waiting(self, refusal: str) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._say_after_s:
+            self._say_after_s = now_s + SAY_EVERY_S
+            log.warning("vattd: requests wait for memory or are preempted: %s", refusal)
 
     def _preempt_for_vattd(self) -> None:
         """Preempt requests, the latest first, until what vattd wants of running ones is free; and give it back."""
