@@ -31,7 +31,7 @@ def test_left_padded_batches_give_the_bits_of_dynamic_cache(
         inputs = left_padded_batch(lengths)
         theirs = generate(model, inputs, DynamicCache(config=model.config), max_new_tokens=NEW_TOKENS)
         runs.append((inputs, theirs))
-    for layout in (Layout.PER_LAYER, Layout.FUSED):
+    for layout in (Layout.PER_LAYER, Layout.PER_HEAD, Layout.FUSED):
         with VattCache.for_model(model, session, layout=layout, max_batch_size=3) as cache:
             for inputs, theirs in runs:
                 assert_same_run(generate(model, inputs, cache, max_new_tokens=NEW_TOKENS), theirs)
