@@ -8,6 +8,7 @@ that passed, and most with --threads 1, since threads that wait for each other s
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -31,6 +32,7 @@ from vattention.integrations.transformers import VattCache
 
 MIB = 1 << 20
 WARM_UP_STEPS = 2
+STEPS_TO_THE_PEAK = 8
 LAYOUTS = {layout.value: layout for layout in (Layout.PER_LAYER, Layout.PER_HEAD, Layout.FUSED)}
 KINDS = ("dynamic", "static", *LAYOUTS)
 
@@ -139,15 +141,15 @@ def peak_bytes(cell: Cell, kind: str, steps: int, socket_dir: Path) -> int:
 
 
 def peak_of_a_process(cell: Cell, kind: str, steps: int, threads: int, socket_dir: Path) -> int:
-    shape = json.dumps([cell.batch, cell.tokens, cell.context, cell.layers, cell.heads, cell.head_size])
-    options = ["--steps", str(steps), "--threads", str(threads), "--child", json.dumps([kind, shape, str(socket_dir)])]
-    child = subprocess.run(
+    child = json.dumps([kind, dataclasses.astuple(cell), str(socket_dir)])
+    options = ["--steps", str(steps), "--threads", str(threads), "--child", child]
+    done = subprocess.run(
         [sys.executable, "-m", "benchmarks.transformers_decode", *options],
         stdout=subprocess.PIPE,
         check=True,
         text=True,
     )
-    return int(child.stdout.splitlines()[-1])
+    return int(done.stdout.splitlines()[-1])
 
 
 def time_rows(cell: Cell, taken: dict[str, list[Step]]) -> Iterator[list[str]]:
@@ -170,6 +172,31 @@ def time_rows(cell: Cell, taken: dict[str, list[Step]]) -> Iterator[list[str]]:
         ]
 
 
+def times_table(cells: list[Cell], steps: int, socket_dir: Path) -> Table:
+    ratios = "ratios: how many times as fast as dynamic, by best, median, and median CPU time"
+    table = Table(title="A decode step", caption=ratios)
+    for column in ("rows x tokens", "cache", "best", "median", "CPU", "by best", "by median", "by CPU"):
+        table.add_column(column, justify="left" if column == "cache" else "right")
+    for cell in cells:
+        click.echo(f"{steps} steps of {cell.batch} x {cell.tokens}", err=True)
+        for row in time_rows(cell, measured_steps(cell, steps, socket_dir)):
+            table.add_row(*row)
+        table.add_section()
+    return table
+
+
+def peaks_table(cells: list[Cell], threads: int, socket_dir: Path) -> Table:
+    table = Table(title="Peak resident memory of a process, torch and model included")
+    for column in ("rows x tokens", "KV", *KINDS):
+        table.add_column(column, justify="right")
+    for cell in cells:
+        click.echo(f"memory of {cell.batch} x {cell.tokens}", err=True)
+        peaks = [peak_of_a_process(cell, kind, STEPS_TO_THE_PEAK, threads, socket_dir) for kind in KINDS]
+        sizes = [f"{size_bytes / MIB:.0f} MiB" for size_bytes in (cell.kv_bytes, *peaks)]
+        table.add_row(f"{cell.batch} x {cell.tokens}", *sizes)
+    return table
+
+
 @click.command(help=__doc__)
 @click.option("--tokens", multiple=True, default=[2048, 4096, 8192], show_default=True, type=click.IntRange(1))
 @click.option("--batch", multiple=True, default=[1, 4], show_default=True, type=click.IntRange(1))
@@ -180,7 +207,7 @@ def time_rows(cell: Cell, taken: dict[str, list[Step]]) -> Iterator[list[str]]:
 @click.option("--head-size", default=64, show_default=True, type=click.IntRange(2))
 @click.option("--page-size", default="64KiB", show_default=True, help="Of vattd's pages.")
 @click.option("--threads", default=torch.get_num_threads(), show_default=True, type=click.IntRange(1))
-@click.option("--memory/--no-memory", default=True, show_default=True, help="Also peak memory, in a process each.")
+@click.option("--measure", multiple=True, default=["times", "memory"], type=click.Choice(["times", "memory"]))
 @click.option("--child", hidden=True)
 def main(
     tokens: tuple[int, ...],
@@ -192,40 +219,26 @@ def main(
     head_size: int,
     page_size: str,
     threads: int,
-    memory: bool,
+    measure: tuple[str, ...],
     child: str | None,
 ) -> None:
     torch.set_num_threads(threads)
     if child is not None:
         kind, shape, at = json.loads(child)
-        print(peak_bytes(Cell(*json.loads(shape)), kind, steps, Path(at)))
+        print(peak_bytes(Cell(*shape), kind, steps, Path(at)))
         return
     if max(tokens) + WARM_UP_STEPS + steps > context:
         raise click.UsageError(f"{max(tokens)} tokens and {steps} steps do not fit a context of {context}: --context")
     cells = [Cell(rows, held, context, layers, heads, head_size) for rows in sorted(batch) for held in sorted(tokens)]
-    shape = f"{layers} layers of {heads} heads of {head_size}, fp32, pages of {page_size}, threads: {threads}"
-    ratios = "ratios: how many times as fast as dynamic, by best, median, and median CPU time"
-    times = Table(title=f"A decode step: {shape}", caption=ratios)
-    for column in ("rows x tokens", "cache", "best", "median", "CPU", "by best", "by median", "by CPU"):
-        times.add_column(column, justify="left" if column == "cache" else "right")
-    console = Console(width=110)
-    peaks = Table(title="Peak resident memory of a process, torch and model included")
-    for column in ("rows x tokens", "KV", *KINDS):
-        peaks.add_column(column, justify="right")
-    # Three caches of vattd's at once, and what a row takes ahead of its tokens.
+    # Three caches of vattd's at once, and what their rows take ahead of tokens.
     pool_bytes = 4 * max(cell.kv_bytes for cell in cells) + (256 << 20)
+    console = Console(width=110)
+    console.print(f"{layers} layers of {heads} heads of {head_size}, fp32; pages of {page_size}; threads: {threads}")
     with Vattd("--pool-max", str(pool_bytes), "--page-size", page_size) as vattd:
-        for cell in cells:
-            for row in time_rows(cell, measured_steps(cell, steps, vattd.socket_dir)):
-                times.add_row(*row)
-            times.add_section()
-        console.print(times)
-        if memory:
-            for cell in cells:
-                held = [peak_of_a_process(cell, kind, min(steps, 8), threads, vattd.socket_dir) for kind in KINDS]
-                name = (f"{cell.batch} x {cell.tokens}", f"{cell.kv_bytes / MIB:.0f} MiB")
-                peaks.add_row(*name, *(f"{peak / MIB:.0f} MiB" for peak in held))
-            console.print(peaks)
+        if "times" in measure:
+            console.print(times_table(cells, steps, vattd.socket_dir))
+        if "memory" in measure:
+            console.print(peaks_table(cells, threads, vattd.socket_dir))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def test_the_peak_of_a_process_has_its_cache_in_it(vattd: Vattd) -> None:
 def test_the_command_prints_a_row_for_each_cache_of_each_cell() -> None:
     threads = str(torch.get_num_threads())
     shape = ["--layers", "1", "--heads", "1", "--head-size", "8", "--page-size", "4KiB", "--threads", threads]
-    sizes = ["--tokens", "8", "--tokens", "16", "--batch", "1", "--context", "32", "--steps", "2", "--no-memory"]
+    sizes = ["--tokens", "8", "--tokens", "16", "--batch", "1", "--context", "32", "--steps", "2", "--measure", "times"]
     outcome = CliRunner().invoke(transformers_decode.main, [*shape, *sizes], catch_exceptions=False)
     rows = re.findall(r"│ +(\d+ x \d+) │ (\w+)", outcome.output)
     assert rows == [(f"1 x {tokens}", kind) for tokens in (8, 16) for kind in KINDS]
