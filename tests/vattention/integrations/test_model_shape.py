@@ -59,7 +59,7 @@ def test_a_model_that_slides_in_every_layer_is_refused_since_nothing_of_it_grows
         pytest.param(Llama4TextConfig(num_hidden_layers=4), "llama4_text has layers of type chunked", id="chunked"),
     ],
 )
-def test_other_kinds_of_layers_are_refused_by_name(config: Any, why: str) -> None:
+def test_other_kinds_of_states_are_refused_by_name(config: Any, why: str) -> None:
     with pytest.raises(InvalidRequest, match=rf"{why}.*use transformers\.DynamicCache"):
         ModelShape.of(config)
 

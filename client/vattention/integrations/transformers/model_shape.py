@@ -30,6 +30,8 @@ class ModelShape:
         if config.is_encoder_decoder:
             _refuse(config, "is an encoder with a decoder, and VattCache is for decoders alone", "EncoderDecoderCache")
         config = config.get_text_config(decoder=True)
+        if getattr(config, "kv_lora_rank", None) is not None:
+            _refuse(config, "keeps latent vectors (kv_lora_rank), and VattCache holds keys and values of one size")
         windows = _windows(config)
         num_kv_heads, head_size = _one_kv_shape(config, windows)
         # Without heads that share, eager attention gives keys to torch.matmul as they are. It would copy a view with
