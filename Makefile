@@ -32,6 +32,9 @@ BENCH_SECONDS ?= 5
 # Of the study of several tenants; the default is all of it, some minutes.
 STUDY ?=
 
+# Of the decode steps of transformers' caches: `--tokens 2048 --batch 1` is one cell of six. See --help.
+BENCH_TRANSFORMERS ?=
+
 # For each of three ways to map.
 DECODE_SECONDS ?= 60
 
@@ -47,10 +50,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo run test test-vllm bench-vllm soak chaos bench decode replay study stubs clean
+.PHONY: help venv demo run test test-vllm soak chaos bench bench-transformers bench-vllm decode replay study stubs clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## install everything, at pinned versions, into .venv
 
@@ -90,6 +93,9 @@ bench: $(STAMP) ## what the daemon and a step of the library cost on this machin
 
 decode: $(STAMP) ## a decode loop on the simulated driver: how long steps wait for mapping, in three ways
 	@$(BIN)/python -m benchmarks.decode_loop --seconds $(DECODE_SECONDS)
+
+bench-transformers: $(STAMP) ## a decode step with DynamicCache, StaticCache and VattCache, and peak memory of each (minutes)
+	@$(BIN)/python -m benchmarks.transformers_decode $(BENCH_TRANSFORMERS)
 
 replay: $(STAMP) ## chat requests through the library in virtual time (REPLAY_REQUESTS=19366: a whole hour)
 	@mkdir -p $(dir $(REPLAY_PLOT))

@@ -14,7 +14,7 @@ DAEMON_VARIABLE = "VATTENTION_DAEMON"
 EMBEDDED = "embedded"
 TENANT_VARIABLE = "VATTENTION_TENANT"
 LAYOUT_VARIABLE = "VATTENTION_LAYOUT"
-# The values of vattention.layout.Layout, which needs numpy.
+# Values of vattention.layout.Layout, which needs numpy. Not per_head: upstream's tensors have heads beside each other.
 LAYOUTS = ("per_layer", "megacache", "fused")
 
 

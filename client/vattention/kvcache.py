@@ -149,8 +149,9 @@ class KVCache:
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of a layer: [max_batch_size, max_context_length, num_kv_heads, head_size or value_head_size].
 
-        Strides are not those of a contiguous tensor: rows start on pages, and in `megacache` and `fused` tokens lie a
-        whole layer stack apart. Where tokens have one latent vector (value_head_size 0), V has no elements.
+        Strides are not those of a contiguous tensor: rows start on pages; in `megacache` and `fused` tokens lie a whole
+        layer stack apart, in `per_head` heads a whole column. Where tokens have one latent vector (value_head_size 0),
+        V has no elements.
         """
         index = as_integer(index, "the layer's index")
         if not 0 <= index < self.spec.num_layers:
@@ -159,7 +160,8 @@ class KVCache:
 
     def tensors(self) -> list[torch.Tensor]:
         """The layout's tensors: `per_layer` K of every layer, then V of every layer; `megacache` K and V, each
-        [max_batch_size, max_context_length, num_layers, num_kv_heads, size]; `fused` as `per_layer`, strided views."""
+        [max_batch_size, max_context_length, num_layers, num_kv_heads, size]; the others as `per_layer`, strided views.
+        """
         return self._open_tensors().as_upstream()
 
     # Slots

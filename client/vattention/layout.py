@@ -1,9 +1,10 @@
 """How a KV cache's bytes lie in virtual memory: arithmetic only.
 
 A *column* is one contiguous range that every slot has a row in: `per_layer` has 2 L columns (K of every layer, then
-V), `megacache` two (K of all layers, V of all layers), `fused` one, in which a token's K and V of all layers lie beside
-each other. Rows start on a page, so that no page is shared by two slots. Columns whose tokens take equally many bytes
-form a *band*: a row has equally many pages in each of them. There are two bands where K and V differ in size, else one.
+V), `per_head` 2 L H (one for each KV head of those), `megacache` two (K of all layers, V of all layers), and `fused`
+one, in which a token's K and V of all layers lie beside each other. Rows start on a page, so that no page is shared by
+two slots. Columns whose tokens take equally many bytes form a *band*: a row has equally many pages in each of them.
+There are two bands where K and V differ in size, else one.
 
 Needs are counted in bytes, since a page seldom holds a whole number of tokens. Where a function takes token counts,
 they may be one integer or an array of one per slot.
@@ -29,14 +30,17 @@ Counts = npt.NDArray[np.int64]
 # A row that grows takes a few pages more than it needs, in one run: at most so many, and this part of what it has.
 MAX_RUN_AHEAD = 32
 RUN_AHEAD_DIVISOR = 128
-# With a column for every layer, small pages dealt in turn would each be a kernel mapping of their own.
+# With a column for every layer or head, small pages dealt in turn would each be a kernel mapping of their own.
 MAX_RUN_AHEAD_PER_LAYER = 4
 
 
 class Layout(enum.Enum):
     """Which bytes are neighbours, and so how much a growth step takes: pages of L layers."""
 
-    PER_LAYER = "per_layer"  # 2 L tensors [B, T, H, D]: best locality, 2 L pages a growth step
+    PER_LAYER = "per_layer"  # 2 L tensors [B, T, H, D]: 2 L pages a growth step
+    PER_HEAD = (
+        "per_head"  # 2 L H columns [B, T, D], each layer a strided view: best locality, 2 L H pages a growth step
+    )
     MEGACACHE = "megacache"  # K and V, each [B, T, L, H, D]: 2 pages a growth step, each layer a strided view
     FUSED = "fused"  # one tensor [B, T, L, K and V, H, D]: one page a growth step, each layer's K and V strided views
 
@@ -170,13 +174,19 @@ class Geometry:
         if self.layout is Layout.FUSED:
             yield 1, spec.token_bytes
             return
-        count, layers = (spec.num_layers, 1) if self.layout is Layout.PER_LAYER else (1, spec.num_layers)
-        if spec.key_bytes == spec.value_bytes:
-            yield 2 * count, layers * spec.key_bytes
+        count = self.columns_per_layer * spec.num_layers if self.columns_per_layer else 1
+        key_bytes, value_bytes = (spec.num_layers * size // count for size in (spec.key_bytes, spec.value_bytes))
+        if key_bytes == value_bytes:
+            yield 2 * count, key_bytes
             return
-        yield count, layers * spec.key_bytes
-        if spec.value_bytes:
-            yield count, layers * spec.value_bytes
+        yield count, key_bytes
+        if value_bytes:
+            yield count, value_bytes
+
+    @property
+    def columns_per_layer(self) -> int:
+        """Columns of a layer's K, and of its V; 0 where layers share a column."""
+        return {Layout.PER_LAYER: 1, Layout.PER_HEAD: self.spec.num_kv_heads}.get(self.layout, 0)
 
     @property
     def virtual_bytes(self) -> int:
@@ -190,7 +200,7 @@ class RowArithmetic:
         bands = geometry.bands
         self._page_size_bytes = geometry.page_size_bytes
         self._max_context_length = geometry.spec.max_context_length
-        self._keeps_short_runs = geometry.keeps_runs and geometry.layout is Layout.PER_LAYER
+        self._keeps_short_runs = geometry.keeps_runs and geometry.columns_per_layer > 0
         self._token_bytes = _counts(band.token_bytes for band in bands)
         self._pages_per_row = _counts(band.pages_per_row for band in bands)
         self._weights = _counts(band.column_count * geometry.pool_pages_per_page for band in bands)

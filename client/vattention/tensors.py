@@ -60,7 +60,7 @@ class RangeTensors:
         size = spec.value_size if is_value else spec.head_size
         place = self._place(layer, is_value=is_value)
         shape = (spec.max_batch_size, spec.max_context_length, spec.num_kv_heads, size)
-        stride = (place.row, place.token, max(1, size), 1)
+        stride = (place.row, place.token, place.head or max(1, size), 1)
         return self._tensor(place, shape, stride)
 
     def _all_layers(self, *, is_value: bool) -> torch.Tensor:
@@ -84,23 +84,24 @@ class RangeTensors:
         if geometry.layout is Layout.FUSED:
             band, column, start = bands[0], 0, layer * (spec.key_bytes + spec.value_bytes) + is_value * spec.key_bytes
         else:
-            is_per_layer = geometry.layout is Layout.PER_LAYER
             values_first_column = bands[0].column_count // 2 if len(bands) == 1 and is_value else 0
             band = bands[-1] if is_value else bands[0]
-            column = values_first_column + (layer if is_per_layer else 0)
-            start = 0 if is_per_layer else layer * (spec.value_bytes if is_value else spec.key_bytes)
+            column = values_first_column + layer * geometry.columns_per_layer
+            start = 0 if geometry.columns_per_layer else layer * (spec.value_bytes if is_value else spec.key_bytes)
         start += band.offset_bytes + column * band.column_bytes
+        head_bytes = band.column_bytes if geometry.layout is Layout.PER_HEAD else 0
         itemsize = spec.dtype.itemsize
-        return _Place(start // itemsize, band.row_bytes // itemsize, band.token_bytes // itemsize)
+        return _Place(*(size // itemsize for size in (start, band.row_bytes, band.token_bytes, head_bytes)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """In elements: the first one, and the way to the next slot's and the next token's."""
+    """In elements: the first one, and the way to the next slot's, the next token's and the next head's."""
 
     start: int
     row: int
     token: int
+    head: int  # 0: beside the one before
 
 
 def tensor_from_address(

@@ -49,6 +49,7 @@ def capacity_of_one_page_a_column(spec: KVCacheSpec, layout: Layout, page_count:
     ("spec", "layout", "column_count", "tokens"),
     [
         (LLAMA_3_8B, Layout.PER_LAYER, 64, 1024),
+        (LLAMA_3_8B, Layout.PER_HEAD, 512, 8192),
         (LLAMA_3_8B, Layout.MEGACACHE, 2, 32),
         (LLAMA_3_8B, Layout.FUSED, 1, 16),
         (PHI_2, Layout.MEGACACHE, 2, 12),
@@ -186,7 +187,7 @@ def test_a_row_that_grows_runs_little_ahead_and_stays_in_its_place(geometry: Geo
     assert (mapped + ahead <= per_row).all()
     assert (ahead[mapped == 0] == 0).all(), "a new row takes what it needs"
     assert (ahead[(mapped > 0) & (mapped < per_row)] >= 1).all()
-    few = MAX_RUN_AHEAD_PER_LAYER if geometry.keeps_runs and geometry.layout is Layout.PER_LAYER else 1
+    few = MAX_RUN_AHEAD_PER_LAYER if geometry.keeps_runs and geometry.columns_per_layer else 1
     assert (ahead <= np.maximum(few, np.minimum(mapped // 64, MAX_RUN_AHEAD))).all()
     assert (ahead <= np.maximum(1, mapped // 2)).all()
 

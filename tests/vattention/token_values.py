@@ -10,7 +10,8 @@ import torch
 from vattention.kvcache import KVCache
 from vattention.layout import KVCacheSpec, Layout
 
-# A token takes 96 bytes a column in per_layer, 288 in megacache and 576 in fused: none divides a page of 4096.
+# A token takes 96 bytes a column in per_layer, 48 in per_head, 288 in megacache and 576 in fused: none divides a page
+# of 4096.
 SPEC = KVCacheSpec(3, 2, 12, torch.float32, max_batch_size=4, max_context_length=1000)
 
 

@@ -2,126 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Cache, DynamicCache, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import DynamicCache
 
-from tests.vattention.integrations.tiny_models import CONTEXT_LENGTH, SHAPE, left_padded_batch, tiny_model
+from tests.vattention.integrations.comparison import (
+    append_to_both,
+    assert_same_content,
+    assert_same_run,
+    content,
+    fill_both,
+    generate,
+    random_states,
+)
+from tests.vattention.integrations.conftest import MakeCache
+from tests.vattention.integrations.tiny_models import CONTEXT_LENGTH, left_padded_batch, tiny_model
 from vatt.errors import Closed, DriverError, InvalidRequest, PoolExhausted, VattError
 from vattention.integrations.transformers import VattCache
 from vattention.kvcache import KVCache
 from vattention.layout import Layout
 from vattention.session import Session
-
-NEW_TOKENS = 24
-MakeCache = Callable[..., VattCache]
-
-
-@pytest.fixture(params=list(Layout), ids=lambda layout: layout.value)
-def layout(request: pytest.FixtureRequest) -> Layout:
-    chosen: Layout = request.param
-    return chosen
-
-
-@pytest.fixture
-def make_cache(session: Session, layout: Layout) -> Iterator[MakeCache]:
-    """Makes caches for a model, of four rows unless asked otherwise, and closes them."""
-    made: list[VattCache] = []
-
-    def make(model: PreTrainedModel, **options: Any) -> VattCache:
-        made.append(VattCache.for_model(model, session, layout=layout, **{"max_batch_size": 4, **options}))
-        return made[-1]
-
-    yield make
-    for cache in made:
-        cache.close()
-
-
-def generate(model: Any, inputs: dict[str, torch.Tensor], cache: Any, **options: Any) -> Any:
-    """Greedy tokens and the logits they were chosen from."""
-    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, **options}
-    return model.generate(**inputs, past_key_values=cache, return_dict_in_generate=True, output_logits=True, **options)
-
-
-def assert_same_run(mine: Any, theirs: Any) -> None:
-    assert torch.equal(mine.sequences, theirs.sequences)
-    assert len(mine.logits) == len(theirs.logits)
-    assert all(torch.equal(a, b) for a, b in zip(mine.logits, theirs.logits, strict=True))
-
-
-def random_states(model: PreTrainedModel, batch_size: int, token_count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    heads = getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
-    shape = (batch_size, heads, token_count, model.config.hidden_size // model.config.num_attention_heads)
-    return torch.randn(shape, dtype=model.dtype), torch.randn(shape, dtype=model.dtype)
-
-
-def fill_both(model: PreTrainedModel, mine: VattCache, batch_size: int, token_count: int) -> DynamicCache:
-    """The same random keys and values in `mine` and in a DynamicCache."""
-    theirs = DynamicCache(config=model.config)
-    for layer in range(model.config.num_hidden_layers):
-        keys, values = random_states(model, batch_size, token_count)
-        mine.update(keys, values, layer)
-        theirs.update(keys, values, layer)
-    return theirs
-
-
-def content(cache: Cache) -> list[torch.Tensor]:
-    """Keys and values of each layer."""
-    tensors: list[Any] = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]  # type: ignore[union-attr]
-    return tensors
-
-
-def assert_same_content(mine: Cache, theirs: Cache) -> None:
-    assert mine.get_seq_length() == theirs.get_seq_length()
-    assert all(torch.equal(a, b) for a, b in zip(content(mine), content(theirs), strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["llama", "phi"])
-@pytest.mark.parametrize("lengths", [[37, 5, 120], [40]], ids=["batch_of_3", "batch_of_1"])
-def test_a_left_padded_batch_gives_the_bits_of_dynamic_cache(
-    make_cache: MakeCache, lengths: list[int], family: str, attention: str, dtype: torch.dtype
-) -> None:
-    model = tiny_model(family, dtype=dtype, attention=attention)
-    inputs = left_padded_batch(lengths)
-    theirs = generate(model, inputs, DynamicCache(config=model.config))
-    assert_same_run(generate(model, inputs, make_cache(model)), theirs)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({"num_beams": 3}, id="beam_search"),
-        pytest.param({"num_beams": 3, "num_return_sequences": 2}, id="several_beams_returned"),
-        pytest.param({"prefill_chunk_size": 16}, id="prefill_in_chunks"),
-        pytest.param({"prompt_lookup_num_tokens": 4}, id="assisted_decoding_crops"),
-    ],
-)
-def test_other_ways_to_generate_give_the_tokens_of_dynamic_cache(
-    make_cache: MakeCache, options: dict[str, int]
-) -> None:
-    model = tiny_model("llama")
-    # A prompt that repeats itself: prompt lookup finds candidates, and some are refused and cropped.
-    inputs = {"input_ids": torch.arange(2, 26).repeat(4)[None]}
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    theirs = generate(model, inputs, DynamicCache(config=model.config), **options)
-    mine = generate(model, inputs, make_cache(model), **options)
-    assert torch.equal(mine.sequences, theirs.sequences)
-
-
-def test_a_conversation_goes_on_in_the_same_cache(make_cache: MakeCache) -> None:
-    model = tiny_model("llama")
-    mine, theirs = make_cache(model), DynamicCache(config=model.config)
-    prompt = left_padded_batch([30, 30])["input_ids"]
-    for _turn in range(3):
-        inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
-        run, their_run = generate(model, inputs, mine), generate(model, inputs, theirs)
-        assert_same_run(run, their_run)
-        prompt = torch.cat([run.sequences, torch.full((2, 3), 9)], dim=1)
 
 
 def test_reset_gives_the_pages_back_and_makes_room_for_another_batch(make_cache: MakeCache) -> None:
@@ -257,10 +163,7 @@ def test_crop_forgets_the_last_tokens(make_cache: MakeCache, batch_size: int) ->
         theirs.crop(tokens)
         assert_same_content(cache, theirs)
     assert cache.kv_cache.stats().mapped_bytes <= full_bytes
-    for layer in range(model.config.num_hidden_layers):  # and the room that was given up can be had again
-        states = random_states(model, batch_size, 100)
-        cache.update(*states, layer)
-        theirs.update(*states, layer)
+    append_to_both(model, cache, theirs, batch_size, 100)  # the room that was given up can be had again
     assert_same_content(cache, theirs)
 
 
@@ -282,10 +185,7 @@ def test_rows_are_reordered_repeated_and_selected_in_place(make_cache: MakeCache
         assert_same_content(cache, theirs)
         assert cache.batch_size == content(theirs)[0].shape[0]
         assert [tensor.data_ptr() for tensor in content(cache)] == addresses
-    for layer in range(model.config.num_hidden_layers):
-        states = random_states(model, 3, 60)
-        cache.update(*states, layer)
-        theirs.update(*states, layer)
+    append_to_both(model, cache, theirs, batch_size=3, token_count=60)
     assert_same_content(cache, theirs)
 
 
@@ -317,6 +217,15 @@ def test_what_would_leave_the_pages_is_refused(make_cache: MakeCache) -> None:
     assert cache.get_seq_length() == 3
 
 
+@pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_copy_that_would_look_at_the_same_pages_is_refused(
+    make_cache: MakeCache, copying: Callable[[VattCache], object]
+) -> None:
+    cache = make_cache(tiny_model("llama"))
+    with pytest.raises(InvalidRequest, match="VattCache has no copy"):
+        copying(cache)
+
+
 def test_states_of_another_shape_or_dtype_are_refused_not_cast(make_cache: MakeCache) -> None:
     model = tiny_model("llama")
     cache = make_cache(model)
@@ -329,18 +238,6 @@ def test_states_of_another_shape_or_dtype_are_refused_not_cast(make_cache: MakeC
     assert cache.batch_size == -1
 
 
-def test_a_model_with_other_attention_is_refused_by_name(session: Session) -> None:
-    sliding = MistralForCausalLM(MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=16))
-    with pytest.raises(InvalidRequest, match=r"sliding_attention.*DynamicCache"):
-        VattCache.for_model(sliding, session, max_batch_size=1)
-
-
-def test_the_model_says_the_shape(make_cache: MakeCache) -> None:
-    spec = make_cache(tiny_model("phi", dtype=torch.bfloat16)).kv_cache.spec
-    assert (spec.num_layers, spec.num_kv_heads, spec.head_size) == (3, 4, 16)
-    assert (spec.dtype, spec.max_context_length) == (torch.bfloat16, CONTEXT_LENGTH)
-
-
 def test_a_closed_cache_says_so_and_holds_nothing(make_cache: MakeCache) -> None:
     model = tiny_model("llama")
     with make_cache(model) as cache:
@@ -350,3 +247,38 @@ def test_a_closed_cache_says_so_and_holds_nothing(make_cache: MakeCache) -> None
         cache.update(*random_states(model, 2, 1), 0)
     with make_cache(model) as another:
         assert_same_content(another, fill_both(model, another, batch_size=2, token_count=5))
+
+
+def test_nothing_is_written_after_the_session_has_closed_the_pages(vattd_socket_dir: Path, layout: Layout) -> None:
+    model = tiny_model("llama")
+    session = Session.connect("integrations", socket_dir=vattd_socket_dir)
+    cache = VattCache.for_model(model, session, max_batch_size=2, layout=layout)
+    fill_both(model, cache, batch_size=2, token_count=5)
+    session.close()
+    attempts: list[Callable[[], object]] = [
+        lambda: cache.update(*random_states(model, 2, 1), 0),
+        lambda: cache.reorder_cache(torch.tensor([1, 0])),
+        lambda: cache.crop(-1),
+        cache.reset,
+    ]
+    for attempt in attempts:
+        with pytest.raises(Closed):
+            attempt()
+    cache.close()
+
+
+def test_a_close_that_failed_is_done_again(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    cache = make_cache(model)
+    fill_both(model, cache, batch_size=2, token_count=5)
+
+    def refuse() -> None:
+        raise DriverError("no", call="unmap")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.kv_cache, "close", refuse)
+        with pytest.raises(DriverError):
+            cache.close()
+    cache.close()
+    with pytest.raises(Closed):
+        cache.kv_cache.stats()
