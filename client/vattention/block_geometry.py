@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,9 +29,9 @@ class Stripe:
 
 
 def joined(stripes: Iterable[Stripe]) -> tuple[Stripe, ...]:
-    """The same bytes in the fewest stripes: those that overlap or follow each other in every block are one."""
+    """The same bytes in fewer stripes: those that overlap or follow each other in every block are one."""
     parts: list[Stripe] = []
-    for stripe in sorted(set(stripes)):
+    for stripe in sorted(set(stripes), key=lambda each: (each.stride_bytes, each)):
         last = parts[-1] if parts else None
         if last is not None and last.stride_bytes == stripe.stride_bytes:
             end = max(last.offset_bytes + last.size_bytes, stripe.offset_bytes + stripe.size_bytes)
@@ -84,8 +84,14 @@ class BlockGeometry:
 
     @cached_property
     def cluster_pages(self) -> int:
-        """Pages that a cluster needs at most, those at its ends included that it shares with the next one."""
-        return max(len(self.pages(range(first, first + self.cluster_blocks))) for first in self._typical_clusters())
+        """Pages that a cluster needs at most, those at its ends included that it shares with the next one.
+
+        From cluster to cluster, stripes of one stride move by as many whole pages: what they need together is the same
+        for all. Those of another stride move by others, and may meet them in a page of one cluster and not of the next.
+        """
+        first = np.arange(self.cluster_blocks)
+        strides = {stripe.stride_bytes for stripe in self.stripes}
+        return sum(len(np.unique(self._page_uses(first, self._of_stride(stride)))) for stride in strides)
 
     def cluster_of(self, block: int) -> int:
         return block // self.cluster_blocks
@@ -104,12 +110,18 @@ class BlockGeometry:
         wrong = numbers[(numbers < 0) | (numbers >= self.block_count)]
         if len(wrong):
             raise InvalidRequest(f"block {wrong[0]} of {self.block_count}")
-        pages = np.concatenate([self._stripe_pages(stripe, numbers) for stripe in self.stripes], axis=1)
+        return self._page_uses(numbers, self.stripes)
+
+    def _page_uses(self, blocks: PageNumbers, stripes: Sequence[Stripe]) -> PageNumbers:
+        pages = np.concatenate([self._stripe_pages(stripe, blocks) for stripe in stripes], axis=1)
         pages.sort(axis=1)
         counts = pages >= 0
         counts[:, 1:] &= pages[:, 1:] != pages[:, :-1]  # stripes of one block may meet in a page, which it needs once
         used: PageNumbers = pages[counts]
         return used
+
+    def _of_stride(self, stride_bytes: int) -> list[Stripe]:
+        return [stripe for stripe in self.stripes if stripe.stride_bytes == stride_bytes]
 
     def _stripe_pages(self, stripe: Stripe, blocks: PageNumbers) -> PageNumbers:
         """[blocks, pages of one at most]: page numbers, -1 where a block has fewer."""
@@ -120,10 +132,3 @@ class BlockGeometry:
         pages: PageNumbers = first[:, None] + np.arange(width)
         pages[pages > last[:, None]] = -1
         return pages
-
-    def _typical_clusters(self) -> Iterator[int]:
-        """First blocks of clusters that stand for all: the places of stripes within pages repeat with each cluster."""
-        yield 0
-        middle = self.cluster_blocks
-        if middle + self.cluster_blocks <= self.block_count:
-            yield middle
