@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +28,15 @@ class PageStore(Protocol):
         """Take pages in that are mapped nowhere any more."""
 
 
+@dataclass(slots=True)
+class _Drop:
+    """Pages that were let go together. `kept_pages` of them are kept on account of this drop, and of no other."""
+
+    proof: Proof
+    pages: PageNumbers
+    kept_pages: int
+
+
 class BlockMemory:
     """Maps pages behind blocks of `geometry` and unmaps them again.
 
@@ -36,8 +44,8 @@ class BlockMemory:
     again costs nothing then. Pages are unmapped once the proof that was taken when they were dropped is done.
     Touching a block that has not been backed is a segmentation fault on the host and a fatal error on a GPU.
 
-    Invariants: a page of the range is mapped if a backed block needs it (`_uses` says how many do) or it is kept;
-    `mapped_pages` counts both, `kept_pages` the latter. Not thread-safe.
+    Invariants: a page of the range is mapped if a backed block needs it (`_uses` says how many do) or it is kept, on
+    account of one drop (`_drop_of` says which); `mapped_pages` counts both, `kept_pages` the latter. Not thread-safe.
     """
 
     def __init__(
@@ -52,12 +60,12 @@ class BlockMemory:
         self._backed = np.zeros(geometry.block_count, dtype=bool)
         self._uses = np.zeros(geometry.page_count, dtype=np.int32)
         self._is_mapped = np.zeros(geometry.page_count, dtype=bool)
-        self._dropped: deque[tuple[Proof, PageNumbers]] = deque()
-        # When a page was dropped last, as a count of drops: it is kept on account of that one alone.
+        # By number, from 1 on, the longest dropped first; a drop on whose account nothing is kept is forgotten.
+        self._drops: dict[int, _Drop] = {}
+        self._last_drop = 0
         self._drop_of = np.zeros(geometry.page_count, dtype=np.int64)
-        self._drops = 0
         self.mapped_pages = self.kept_pages = 0
-        self._closed = False
+        self._closed = self._freed = False
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -72,51 +80,49 @@ class BlockMemory:
         """Put memory behind blocks that have none: all of them, or an error and none.
 
         Pages that are wanting come from the store and then from the kept ones. Raises what `PageStore.take` and
-        `Mapper.map` raise.
+        `Mapper.map` raise; what was mapped by then is kept, for the next try or to be trimmed.
         """
         self._check(blocks, backed=False)
         uses = self.geometry.page_uses(blocks)
         pages = np.unique(uses)
-        with ExitStack() as undo:
-            self._add_uses(uses)  # first, so that none of these pages is trimmed to make room for the others
-            undo.callback(self._end_uses, uses)
-            missing = pages[~self._is_mapped[pages]]
-            runs = [(int(run[0]), len(run)) for run in _runs(missing)]
-            dealt = self._take(runs) if runs else []
-            undo.callback(self._pages.put, [extent for extents in dealt for extent in extents])
-            for (first, length), extents in zip(runs, dealt, strict=True):
-                self._mapper.map(self._address(first), extents)
-                undo.callback(self._mapper.unmap, self._address(first), length)
-            undo.pop_all()
-        self._is_mapped[missing] = True
-        self.mapped_pages += len(missing)
+        missing = pages[~self._is_mapped[pages]]
+        np.add.at(self._uses, uses, 1)  # first, so that none of these pages is trimmed to make room for the others
+        try:
+            self._map(missing)
+        except BaseException:
+            np.subtract.at(self._uses, uses, 1)
+            self._keep(missing[self._is_mapped[missing]], DONE)
+            raise
+        self._forget_drops_of(pages)
         self._backed[list(blocks)] = True
 
     def drop(self, blocks: Sequence[int]) -> None:
         """End the use of backed blocks. What they hold may be lost from now on; the device may still be using it."""
         self._check(blocks, backed=True)
         uses = self.geometry.page_uses(blocks)
-        self._end_uses(uses)  # may fail: nothing has changed then
+        proof = self._fence() or DONE  # may fail: nothing has changed then
+        np.subtract.at(self._uses, uses, 1)
         self._backed[list(blocks)] = False
+        pages = np.unique(uses)
+        self._keep(pages[self._uses[pages] == 0], proof)
 
     def trim(self, page_count: int, *, wait: bool = False) -> int:
         """Unmap kept pages, the longest dropped first, and put them into the store: so many, or as many as the device
         is done with. How many. With `wait`, the device is waited for."""
         trimmed = 0
-        while trimmed < page_count and self._dropped:
-            proof, pages = self._dropped[0]
-            drop = self._drops - len(self._dropped) + 1
-            kept = pages[(self._drop_of[pages] == drop) & (self._uses[pages] == 0) & self._is_mapped[pages]]
-            if len(kept) and not proof.done():
+        for number, drop in list(self._drops.items()):
+            if trimmed >= page_count:
+                break
+            # A block that is being backed may have use for some of them.
+            kept = drop.pages[(self._drop_of[drop.pages] == number) & (self._uses[drop.pages] == 0)]
+            if len(kept) and not drop.proof.done():
                 if not wait:
                     break
-                proof.wait()
+                drop.proof.wait()
             part = kept[: page_count - trimmed]
             for run in _runs(part):
                 self._unmap(run)
             trimmed += len(part)
-            if len(part) == len(kept):
-                self._dropped.popleft()
         return trimmed
 
     def close(self) -> None:
@@ -124,13 +130,14 @@ class BlockMemory:
 
         Waits for what the device may still use. If it raises, nothing of what is left is lost: call it again.
         """
-        if self._closed:
+        if self._freed:
             return
+        self._closed = True
         (self._fence() or DONE).wait()
         for run in _runs(np.flatnonzero(self._is_mapped)):
             self._unmap(run)
         self._mapper.free(self._range)
-        self._closed = True
+        self._freed = True
 
     def _check(self, blocks: Sequence[int], *, backed: bool) -> None:
         if self._closed:
@@ -143,25 +150,22 @@ class BlockMemory:
             if self._backed[block] != backed:
                 raise InvalidRequest(f"block {block} has {'no memory' if backed else 'memory already'}")
 
-    def _add_uses(self, uses: PageNumbers) -> None:
-        pages = np.unique(uses)
-        self.kept_pages -= int((self._is_mapped[pages] & (self._uses[pages] == 0)).sum())
-        np.add.at(self._uses, uses, 1)
+    def _map(self, missing: PageNumbers) -> None:
+        """Put memory behind these pages of the range, run by run; where one fails, behind those before it."""
+        runs = list(_runs(missing))
+        dealt = self._take(runs) if runs else []
+        for at, run in enumerate(runs):
+            try:
+                self._mapper.map(self._address(int(run[0])), dealt[at])
+            except BaseException:
+                self._pages.put([extent for extents in dealt[at:] for extent in extents])
+                raise
+            self._is_mapped[run] = True
+            self.mapped_pages += len(run)
 
-    def _end_uses(self, uses: PageNumbers) -> None:
-        """Keep the mapped pages that no backed block needs any more."""
-        proof = self._fence() or DONE
-        np.subtract.at(self._uses, uses, 1)
-        pages = np.unique(uses)
-        kept = pages[self._is_mapped[pages] & (self._uses[pages] == 0)]
-        self._drops += 1
-        self._drop_of[kept] = self._drops
-        self._dropped.append((proof, kept))
-        self.kept_pages += len(kept)
-
-    def _take(self, runs: Sequence[tuple[int, int]]) -> list[list[Extent]]:
-        """Pages for runs of so many from these pages of the range on; where the store is short, kept ones are used."""
-        lengths, after = [length for _, length in runs], [self._page_before(first) for first, _ in runs]
+    def _take(self, runs: Sequence[PageNumbers]) -> list[list[Extent]]:
+        """Pages for these runs; where the store is short, kept ones are used."""
+        lengths, after = [len(run) for run in runs], [self._page_before(int(run[0])) for run in runs]
         try:
             return self._pages.take(lengths, after)
         except (PoolExhausted, LimitExceeded):
@@ -173,8 +177,27 @@ class BlockMemory:
         extents = self._mapper.unmap(self._address(int(run[0])), len(run))
         self._is_mapped[run] = False
         self.mapped_pages -= len(run)
-        self.kept_pages -= int((self._uses[run] == 0).sum())
+        self._forget_drops_of(run)
         self._pages.put(extents)
+
+    def _keep(self, pages: PageNumbers, proof: Proof) -> None:
+        """Keep mapped pages that no backed block needs any more. The device is done with them when `proof` is."""
+        if len(pages):
+            self._last_drop += 1
+            self._drops[self._last_drop] = _Drop(proof, pages, len(pages))
+            self._drop_of[pages] = self._last_drop
+            self.kept_pages += len(pages)
+
+    def _forget_drops_of(self, pages: PageNumbers) -> None:
+        """These pages are not kept any more, if they were."""
+        numbers, counts = np.unique(self._drop_of[pages], return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            if number:
+                self._drops[number].kept_pages -= count
+                self.kept_pages -= count
+                if not self._drops[number].kept_pages:
+                    del self._drops[number]
+        self._drop_of[pages] = 0
 
     def _page_before(self, page: int) -> int | None:
         """The pool's page that the mapping would go on from: pages in a row are one kernel mapping."""

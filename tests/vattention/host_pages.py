@@ -112,8 +112,13 @@ class Work:
             for view in cache.layer(layer):
                 if view.numel():
                     end = view[slot, token_count - 1].data_ptr() + view[slot, 0].nbytes
-                    for unit in range(view[slot, 0].data_ptr() >> 12, (end - 1 >> 12) + 1):
-                        self._last_use[unit] = self.submitted
+                    begin = view[slot, 0].data_ptr()
+                    self.note(begin, end - begin)
+
+    def note(self, address: int, size_bytes: int) -> None:
+        """The last piece of work uses these addresses."""
+        for unit in range(address >> 12, (address + size_bytes - 1 >> 12) + 1):
+            self._last_use[unit] = self.submitted
 
     def check_unused(self, address: int, size_bytes: int) -> None:
         for unit in range(address >> 12, address + size_bytes >> 12):
