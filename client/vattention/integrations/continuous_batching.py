@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import transformers
-from transformers.generation.continuous_batching import continuous_api
+from transformers.generation.continuous_batching import RequestState, continuous_api
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
 from vatt.errors import InvalidRequest
@@ -39,8 +39,9 @@ def paged_batching(session: Session) -> Iterator[None]:
     """Put the caches of all continuous batching that begins in here on the session's pages.
 
     That is what `generate_batch`, `init_continuous_batching` and `continuous_batching_context_manager` begin, of any
-    model of this process, on whatever thread. At the end, and when the session is closed, what still runs is stopped
-    and every page is back. Raises InvalidRequest for a transformers that it does not know, and inside of another
+    model of this process, on whatever thread. Running requests give way when vattd wants their pages, unless the
+    session has an `on_pressure` of its own. At the end, and when the session is closed, what still runs is stopped and
+    every page is back. Raises InvalidRequest for a transformers that it does not know, and inside of another
     `paged_batching`.
     """
     _check_release()
@@ -51,6 +52,9 @@ def paged_batching(session: Session) -> Iterator[None]:
         batching = _Batching(session)
         session.close_first(batching)
         undo.callback(batching.close)
+        if session.on_pressure is None:
+            session.on_pressure = batching.ask
+            undo.callback(setattr, session, "on_pressure", None)
         undo.enter_context(_rebound(ContinuousBatchingManager=batching.manager_class()))
         yield
 
@@ -78,10 +82,16 @@ class _Batching:
         if manager in self._managers:
             self._managers.remove(manager)
 
+    def ask(self, page_count: int) -> None:
+        """vattd wants pages that requests run with."""
+        for manager in list(self._managers):
+            for cache in list(manager.caches):
+                cache.ask(page_count)
+
     def close(self) -> None:
         """Stop what runs, whose requests fail, and give everything back. Idempotent."""
         with ExitStack() as ends:  # all of them, whatever one raises
-            for manager in self._managers:
+            for manager in list(self._managers):
                 ends.callback(manager.end)
 
 
@@ -115,7 +125,7 @@ class _SectorManager(ContinuousBatchingManager):
         with _creating, _rebound(**names):
             processor = super()._create_batch_processor()
         scheduler: Any = processor.scheduler
-        scheduler.fail = processor._handle_request_error
+        scheduler.fail = partial(_fail, processor)
         return processor
 
     def _generation_loop_body(self, batch_processor: Any, bootstrapping: bool) -> bool:
@@ -128,6 +138,12 @@ class _SectorManager(ContinuousBatchingManager):
         super()._run_generation_loop()
         for cache in self.caches:  # after an error too, when all requests have failed
             cache.rest()
+
+
+def _fail(processor: Any, error: Exception, state: RequestState) -> None:
+    """End one request with an error, and say so to who waits for it."""
+    processor.offloading_manager.free_request_cpu_cache(state)
+    processor._handle_request_error(error, state)
 
 
 def _check_release() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class SectorCache(PagedAttentionCache):
     """A paged attention cache whose tensor is addresses, with pages behind the sectors that requests use.
 
     Requests are refused room, as if the cache were full, while vattd has too few pages. Used by one thread at a time,
-    but for what the session's page cache asks.
+    but for what the session asks.
     """
 
     pool: SectorPool
@@ -57,6 +58,7 @@ class SectorCache(PagedAttentionCache):
             raise InvalidRequest("continuous batching on leased pages has no tensor parallelism: load the model whole")
         self._session = session
         self._usage = Usage()
+        self._asked: deque[int] = deque()
         sizing = copy.copy(continuous_batching_config)
         sizing.max_memory_percent = NO_MEMORY_LIMIT
         block_bytes = _block_bytes(config, dtype, sizing.page_size)
@@ -146,12 +148,16 @@ class SectorCache(PagedAttentionCache):
 
     @property
     def is_over(self) -> bool:
-        """Does it hold more than the session may lease? So it is after its tenant's max was lowered."""
-        return self.memory.mapped_pages > max(self._session.pool_pages, self._pages_of(0))
+        """Does it hold more than it may? So it is after its tenant's max was lowered, or vattd asked for pages."""
+        return self.pool.pages_in_use > self.pool.most_pages
 
     def begin_round(self) -> None:
         """A batch is about to be scheduled."""
-        self.pool.begin_round()
+        most_pages = self._session.pool_pages
+        if self._asked:
+            asked = sum(self._asked.popleft() for _ in range(len(self._asked)))
+            most_pages = min(most_pages, self.pool.pages_in_use - asked)
+        self.pool.begin_round(max(most_pages, self._pages_of(0)))
 
     def end_round(self) -> None:
         """A batch was scheduled: what it left is given back."""
@@ -175,7 +181,15 @@ class SectorCache(PagedAttentionCache):
         self.memory.close()
         self._session.pages.leave(self)
 
-    # What the session's page cache asks, from other threads.
+    # What the session asks, from other threads.
+
+    @property
+    def is_asked(self) -> bool:
+        return bool(self._asked)
+
+    def ask(self, page_count: int) -> None:
+        """Have running requests give way for so many pages, before the next batch."""
+        self._asked.append(page_count)
 
     def usage(self) -> Usage:
         return self._usage

@@ -52,6 +52,7 @@ class SectorPool(CachePool):
         self._memory = memory
         self._ready: list[int] = []
         self._empty: list[int] = []
+        self.most_pages: float = math.inf  # that may be in use in this round
         self._refused: float = math.inf  # the fewest sectors that no memory was found for in this round
         super().__init__(num_sectors, num_allocators)
         memory.back(range(self.num_reserved_sectors))
@@ -69,12 +70,17 @@ class SectorPool(CachePool):
     def sectors_in_use(self) -> int:
         return self.num_sectors - len(self._ready) - len(self._empty)
 
-    def begin_round(self) -> None:
+    @property
+    def pages_in_use(self) -> int:
+        """Of trash, of allocators, and of sectors that are ready; not those that only wait for the device."""
+        return self._memory.mapped_pages - self._memory.kept_pages
+
+    def begin_round(self, most_pages: int) -> None:
         """Memory that was refused may be had by now."""
-        self._refused = math.inf
+        self.most_pages, self._refused = most_pages, math.inf
 
     def secure(self, sector_count: int) -> bool:
-        """Have so many free sectors with memory, or as many as before. In one round nobody asks in vain again."""
+        """Have so many free sectors with memory, or no more than before. In one round nobody asks in vain again."""
         missing = sector_count - len(self._ready)
         if missing <= 0:
             return True
@@ -90,6 +96,10 @@ class SectorPool(CachePool):
             self._refused = missing
             return False
         self._lay(self._ready, sectors)
+        if self.pages_in_use > self.most_pages:  # with pages that the session still had at hand
+            self.give_back()
+            self._refused = missing
+            return False
         return True
 
     def give_back(self) -> None:

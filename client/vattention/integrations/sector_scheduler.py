@@ -44,7 +44,7 @@ class PatientScheduler(Scheduler):
         return batch, fast, query_tokens, tokens_read
 
     def _give_way(self) -> None:
-        """Preempt, the newest first, until the cache holds no more than may be lent to it since a max was lowered."""
+        """Preempt, the newest first, until the cache has no more pages than it may."""
         while self.cache.is_over:
             self.cache.end_round()
             preemptible = [state for state in self.active_requests.values() if not self._is_forking(state)]
@@ -79,10 +79,14 @@ class PatientScheduler(Scheduler):
         return any(state is forking for forking in self._requests_to_fork)
 
     def _fits_alone(self, state: RequestState, token_count: int) -> bool:
-        """Else the request has failed."""
+        """Else the request has failed, and so have those that it would have been forked into: somebody waits for all."""
         try:
             self.cache.check_fits(token_count)
         except InvalidRequest as error:
+            for number in range(state.num_children):
+                child = state.create_equivalent_initial_request()
+                child.request_id = f"{state.request_id}__child#{number}"
+                self.fail(error, child)
             self.fail(error, state)
             return False
         return True
