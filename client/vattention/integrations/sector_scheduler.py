@@ -79,7 +79,7 @@ class PatientScheduler(Scheduler):
         return any(state is forking for forking in self._requests_to_fork)
 
     def _fits_alone(self, state: RequestState, token_count: int) -> bool:
-        """Else the request has failed, and so have those that it would have been forked into: somebody waits for all."""
+        """Else the request has failed, and the children that it would have been forked into: somebody waits for all."""
         try:
             self.cache.check_fits(token_count)
         except InvalidRequest as error:
