@@ -45,6 +45,7 @@ class Run:
     """What one way of holding the cache took for all requests."""
 
     wall_s: float
+    cpu_s: float  # of the process
     tokens: list[list[int]]
     mapped_bytes: list[int]  # at each step; empty for a cache that is not mapped
 
@@ -102,7 +103,7 @@ def run(model: Any, requests: Sequence[Request], blocks: int, session: Session |
     mapped_bytes: list[int] = []
     outputs: dict[str, Any] = {}
     with steps_noted(model, session, mapped_bytes) if session is not None else nullcontext():
-        began_s = time.perf_counter()
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
         with model.continuous_batching_context_manager(**options) as manager:
             ids = [manager.add_request(each.prompt, max_new_tokens=each.new_tokens) for each in requests]
             while len(outputs) < len(requests):
@@ -110,42 +111,44 @@ def run(model: Any, requests: Sequence[Request], blocks: int, session: Session |
                 if output is None or output.error is not None:
                     raise RuntimeError(f"a request failed: {output}")
                 outputs[output.request_id] = output
-            wall_s = time.perf_counter() - began_s
-    return Run(wall_s, [outputs[name].generated_tokens for name in ids], mapped_bytes)
+            wall_s, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+    return Run(wall_s, cpu_s, [outputs[name].generated_tokens for name in ids], mapped_bytes)
+
+
+def ratio_of(numbers: Sequence[tuple[float, float]]) -> str:
+    """On leased pages / in its own cache, pair by pair."""
+    ratios = [paged / stock for stock, paged in numbers]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def table_of(pairs: Sequence[tuple[Run, Run]], stock_bytes: int) -> Table:
-    stock_s, paged_s = ([run.wall_s for run in runs] for runs in zip(*pairs, strict=True))
-    ratios = [paged / stock for stock, paged in zip(stock_s, paged_s, strict=True)]
-    paged = pairs[-1][1]
-    most, mean = max(paged.mapped_bytes), statistics.fmean(paged.mapped_bytes)
+    mapped_bytes = pairs[-1][1].mapped_bytes
+    tokens = pairs[-1][1].tokens
     table = Table(
-        title=f"{len(paged.tokens)} requests, {sum(map(len, paged.tokens)):,} new tokens, {len(pairs)} pairs of runs; "
-        f"same tokens in all; wall time on pages / its own: {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f})",
+        title=f"{len(tokens)} requests, {sum(map(len, tokens)):,} new tokens, {len(pairs)} pairs of runs; same tokens",
         title_justify="left",
     )
-    for column in ("cache", "wall, median", "wall, all", "memory, most", "memory, mean of steps"):
-        table.add_column(column, justify="left" if column == "cache" else "right")
-    for name, walls, numbers in (
-        ("transformers' own", stock_s, (stock_bytes, stock_bytes)),
-        ("on leased pages", paged_s, (most, mean)),
-    ):
-        seconds = " ".join(f"{wall:.2f}" for wall in walls)
-        table.add_row(
-            name, f"{statistics.median(walls):.2f} s", seconds, *(f"{number / MIB:.1f} MiB" for number in numbers)
-        )
+    for column in ("", "its own cache", "leased pages", "ratio, by pair"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, field in (("wall time", "wall_s"), ("CPU time", "cpu_s")):
+        seconds = [(getattr(stock, field), getattr(paged, field)) for stock, paged in pairs]
+        medians = (f"{statistics.median(column):.2f} s" for column in zip(*seconds, strict=True))
+        table.add_row(name, *medians, ratio_of(seconds))
+    for name, paged_bytes in (("memory, most", max(mapped_bytes)), ("mean of steps", statistics.fmean(mapped_bytes))):
+        sizes = (f"{number / MIB:.1f} MiB" for number in (stock_bytes, paged_bytes))
+        table.add_row(name, *sizes, f"{paged_bytes / stock_bytes:.2f}")
     return table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7, help="pairs of runs, after one that is not counted")
-    parser.add_argument("--requests", type=int, default=48, help="requests, all there at the start")
-    parser.add_argument("--layers", type=int, default=8, help="layers of the model")
+    parser.add_argument("--requests", type=int, default=32, help="requests, all there at the start")
+    parser.add_argument("--layers", type=int, default=4, help="layers of the model")
     parser.add_argument("--longest-tokens", type=int, default=1024, help="most tokens of a request with its answer")
     chosen = parser.parse_args(arguments)
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
+    torch.set_num_threads(1)  # a second one waits for its turn where the machine is shared, and measures that
     gc.freeze()  # transformers collects garbage at the end of a run, all modules otherwise
     model = random_model(chosen.layers)
     requests = some_requests(chosen.requests, chosen.longest_tokens)

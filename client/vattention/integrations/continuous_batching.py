@@ -21,6 +21,7 @@ from transformers.generation.continuous_batching import RequestState, continuous
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
 from vatt.errors import InvalidRequest
+from vattention.integrations.rebinding import rebound
 from vattention.integrations.sector_cache import SectorCache
 from vattention.integrations.sector_scheduler import PATIENT_SCHEDULERS, PatientFIFO
 from vattention.session import Session
@@ -55,7 +56,7 @@ def paged_batching(session: Session) -> Iterator[None]:
         if session.on_pressure is None:
             session.on_pressure = batching.ask
             undo.callback(setattr, session, "on_pressure", None)
-        undo.enter_context(_rebound(ContinuousBatchingManager=batching.manager_class()))
+        undo.enter_context(rebound(continuous_api, ContinuousBatchingManager=batching.manager_class()))
         yield
 
 
@@ -122,7 +123,7 @@ class _SectorManager(ContinuousBatchingManager):
     def _create_batch_processor(self) -> Any:
         cache = partial(self.batching.new_cache, self)
         names = {"PagedAttentionCache": cache, "SCHEDULER_MAPPING": PATIENT_SCHEDULERS, "FIFOScheduler": PatientFIFO}
-        with _creating, _rebound(**names):
+        with _creating, rebound(continuous_api, **names):
             processor = super()._create_batch_processor()
         scheduler: Any = processor.scheduler
         scheduler.fail = partial(_fail, processor)
@@ -153,20 +154,3 @@ def _check_release() -> None:
             f"continuous batching on leased pages needs transformers {release}, not {transformers.__version__}: "
             f"pip install 'transformers=={release}.*'"
         )
-
-
-@contextmanager
-def _rebound(**values: Any) -> Iterator[None]:
-    """Have these names of `continuous_api` mean something else for a while: it has no switch for what they name."""
-    for name in values:
-        if name not in vars(continuous_api):
-            raise InvalidRequest(
-                f"transformers {transformers.__version__} has no `{name}` where continuous batching had it: it cannot "
-                "run on leased pages"
-            )
-    before = {name: getattr(continuous_api, name) for name in values}
-    vars(continuous_api).update(values)
-    try:
-        yield
-    finally:
-        vars(continuous_api).update(before)

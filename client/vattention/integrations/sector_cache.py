@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import deque
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from transformers.generation.continuous_batching.cache import PagedAttentionCache, PagedAttentionMemoryHandler
-from transformers.generation.continuous_batching.cache_allocators import FullAttentionCacheAllocator
+from transformers.generation.continuous_batching import cache
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.distributed import DistributedHelper
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
-from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 
 from vatt.errors import Draining, InvalidRequest
 from vatt.pages import Extent
 from vatt.usage import Usage
 from vattention.block_geometry import BlockGeometry, Stripe
 from vattention.block_memory import BlockMemory
+from vattention.integrations.rebinding import rebound
+from vattention.integrations.sector_plan import TRASH_SECTORS, SectorPlan
 from vattention.integrations.sector_pool import SectorPages, SectorPool
 from vattention.kvcache import PageHome
 from vattention.page_source import LeasePurpose
 
-GIB = 1 << 30
-TRASH_SECTORS = 2
-# transformers' check takes the whole tensor for memory, and compares it with this part of what is free.
-NO_MEMORY_LIMIT = 1e9
 # A request that has nothing yet: no request is called so.
 NOBODY = ""
 
@@ -53,22 +50,20 @@ class SectorCache(PagedAttentionCache):
         dtype: torch.dtype,
         model_supports_logits_to_keep: bool,
     ) -> None:
-        """As PagedAttentionCache. Without `num_blocks` there are as many as all that may ever be leased could hold."""
+        """As PagedAttentionCache, sized by a SectorPlan. Only one may be made at a time: a name is rebound."""
         if distributed_helper.tp_size > 1:
             raise InvalidRequest("continuous batching on leased pages has no tensor parallelism: load the model whole")
         self._session = session
         self._usage = Usage()
         self._asked: deque[int] = deque()
-        sizing = copy.copy(continuous_batching_config)
-        sizing.max_memory_percent = NO_MEMORY_LIMIT
-        block_bytes = _block_bytes(config, dtype, sizing.page_size)
-        if sizing.num_blocks is None:
-            sizing.num_blocks = max(1, session.pool_pages * session.mapper.page_size_bytes // block_bytes)
+        plan = partial(SectorPlan, session.pool_pages * session.mapper.page_size_bytes)
         # On `meta` tensors have a shape and no memory: the tensor that the base class makes is replaced below.
         meta = torch.device("meta")
-        super().__init__(config, sizing, meta, distributed_helper, dtype, model_supports_logits_to_keep)
+        with rebound(cache, PagedAttentionMemoryHandler=plan):
+            super().__init__(
+                config, continuous_batching_config, meta, distributed_helper, dtype, model_supports_logits_to_keep
+            )
         self.device = device
-        self._check_buffers(config, continuous_batching_config, block_bytes, model_supports_logits_to_keep)
         self._back_with_pages(session)
 
     def _back_with_pages(self, session: PageHome) -> None:
@@ -219,39 +214,3 @@ class SectorCache(PagedAttentionCache):
             except Draining:
                 return False
         return self.pool.secure(sectors) or (self.evict_cached_blocks() and self.pool.secure(sectors))
-
-    def _check_buffers(
-        self,
-        config: PreTrainedConfig,
-        batching: ContinuousBatchingConfig,
-        block_bytes: int,
-        model_supports_logits_to_keep: bool,
-    ) -> None:
-        """What the base class checks, without the tensor: attention masks and indices are as long as the whole cache,
-        and real memory."""
-        planned = PagedAttentionMemoryHandler(
-            config,
-            batching,
-            self.dtype,
-            self.bytes_per_sector,
-            self.tokens_per_sector,
-            block_bytes,
-            list(self.cache_allocators),
-            model_supports_logits_to_keep,
-        )
-        masks = planned.attention_mask_bytes(self.max_batch_tokens, self.num_sectors)
-        indices = planned.io_multiplier * planned.num_groups * self.num_sectors * self.tokens_per_sector * 8
-        if masks + indices > planned.available_memory:
-            raise InvalidRequest(
-                f"the masks and indices of a step would take {(masks + indices) / GIB:.1f} GiB and "
-                f"{planned.available_memory / GIB:.1f} GiB may be used: choose a smaller max_batch_tokens "
-                f"(now {self.max_batch_tokens}) or num_blocks (now {self.num_blocks}) in ContinuousBatchingConfig, or "
-                "flash attention, which needs no mask"
-            )
-
-
-def _block_bytes(config: PreTrainedConfig, dtype: torch.dtype, tokens: int) -> int:
-    """Bytes of so many tokens of all layers, as `num_blocks` counts them."""
-    heads, size = find_num_key_value_heads(config), find_head_dim(config)
-    page_bytes = FullAttentionCacheAllocator.get_bytes_per_page(heads, size, dtype, tokens)
-    return int(config.num_hidden_layers * page_bytes)

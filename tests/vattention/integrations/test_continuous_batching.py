@@ -6,6 +6,7 @@ import gc
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
@@ -20,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
-from transformers.generation.continuous_batching import RequestState, continuous_api
+from transformers.generation.continuous_batching import RequestState, cache, continuous_api
 
 from tests.daemon import Vattd
 from tests.operator import operator
@@ -30,6 +31,7 @@ from vatt.v1 import vatt_pb2 as pb
 from vattention.block_memory import BlockMemory
 from vattention.integrations import continuous_batching
 from vattention.integrations.continuous_batching import paged_batching
+from vattention.integrations.sector_plan import SectorPlan
 from vattention.integrations.sector_scheduler import PatientScheduler
 from vattention.session import Session
 
@@ -241,7 +243,21 @@ def test_without_a_size_the_cache_has_that_of_the_pool(
     blocks = set()
     with paged_batching(session), watched(monkeypatch, lambda scheduler: blocks.add(scheduler.cache.num_blocks)):
         assert tokens_of(llama, num_blocks=None) == expected
-    assert blocks == {session.pool_pages * PAGE // (16 * 768)}
+    assert blocks == {session.pool_pages * PAGE // (16 * 768) - 2}  # two are trash
+
+
+def test_without_a_size_the_masks_take_a_part_of_the_memory_only(
+    session: Session, llama: PreTrainedModel, expected: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def note(scheduler: PatientScheduler) -> None:
+        sizes.append(scheduler.cache.num_blocks * 16 * 64 * 4)  # bytes of the masks of 64 tokens
+
+    monkeypatch.setattr(SectorPlan, "get_available_memory", lambda plan: 8 << 20)
+    with paged_batching(session), watched(monkeypatch, note):
+        assert tokens_of(llama, num_blocks=None) == expected
+    assert max(sizes) <= 1 << 20
 
 
 def test_requests_wait_and_are_preempted_in_a_pool_that_is_too_small_for_all(
@@ -448,11 +464,14 @@ def test_another_transformers_is_refused_by_name(
             raise AssertionError
 
 
+@pytest.mark.parametrize(
+    ("module", "name"), [(continuous_api, "SCHEDULER_MAPPING"), (cache, "PagedAttentionMemoryHandler")]
+)
 def test_a_transformers_without_the_names_is_refused(
-    session: Session, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    session: Session, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
 ) -> None:
-    monkeypatch.delattr(continuous_api, "SCHEDULER_MAPPING")
-    with paged_batching(session), pytest.raises(InvalidRequest, match="has no `SCHEDULER_MAPPING`"):
+    monkeypatch.delattr(module, name)
+    with paged_batching(session), pytest.raises(InvalidRequest, match=f"has no `{name}` in {module.__name__}"):
         tokens_of(llama)
     assert session.mapper.mapped_pages == 0
 
