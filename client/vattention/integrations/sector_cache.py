@@ -106,6 +106,10 @@ class SectorCache(PagedAttentionCache):
             return False
         return bool(super().can_store_request_tokens(state, request_len))
 
+    def search_prefix_match(self, request_id: str, prompt_ids: list[int]) -> int:
+        """As the base class; what matches has begun, and so finds nothing where no request may."""
+        return int(super().search_prefix_match(request_id, prompt_ids)) if self._admits_requests() else 0
+
     def prepare_fork_request(
         self, src_state: RequestState, dst_req_ids: list[str], copy_src_and_dst: dict[str, Any]
     ) -> list[str]:
@@ -195,6 +199,13 @@ class SectorCache(PagedAttentionCache):
     def gather_idle(self, page_count: int, *, finished_only: bool = True) -> list[Extent]:
         return []
 
+    def _admits_requests(self) -> bool:
+        try:
+            self._session.check_admits()
+        except Draining:
+            return False
+        return True
+
     @property
     def _most_sectors(self) -> int:
         """What a request that runs alone can have: it lies right behind the trash sectors, without a hole."""
@@ -208,9 +219,6 @@ class SectorCache(PagedAttentionCache):
     def _find_room(self, sectors: int, *, is_new: bool) -> bool:
         """Have memory for so many free sectors; prefixes that nobody uses make room for requests."""
         self._store.purpose = LeasePurpose.ADMIT if is_new else LeasePurpose.GROW
-        if is_new:
-            try:
-                self._session.check_admits()
-            except Draining:
-                return False
+        if is_new and not self._admits_requests():
+            return False
         return self.pool.secure(sectors) or (self.evict_cached_blocks() and self.pool.secure(sectors))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import itertools
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
@@ -380,6 +382,31 @@ def test_new_requests_wait_while_vattd_is_drained(
         with watched(monkeypatch, resume_after_a_while):
             assert tokens_of(llama) == expected
     assert rounds[:3] == [0, 0, 0]
+
+
+def test_requests_wait_for_a_vattd_that_is_started_anew(
+    own_vattd: Vattd, llama: Any, expected: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = threading.Event()
+
+    def note_if_none_runs(scheduler: PatientScheduler) -> None:
+        if not scheduler.active_requests:
+            waited.set()
+
+    options = {"generation_config": generation(), "continuous_batching_config": batching()}
+    with (
+        Session.connect("patient", socket_dir=own_vattd.socket_dir, patience_s=0) as session,
+        paged_batching(session),
+        watched(monkeypatch, note_if_none_runs),
+        llama.continuous_batching_context_manager(**options) as manager,
+    ):
+        own_vattd.stop(signal.SIGKILL)
+        session.give_back(session.pages.give_up(session.pool_pages))
+        ids = manager.add_requests(PROMPTS, max_new_tokens=NEW_TOKENS)
+        assert waited.wait(10)
+        own_vattd.start()
+        outputs = {output.request_id: output for output in itertools.islice(manager, len(PROMPTS))}
+    assert [outputs[request_id].generated_tokens for request_id in ids] == expected
 
 
 @pytest.mark.parametrize("where", ["the model", "the pages", "the scheduler"])
