@@ -26,6 +26,8 @@ from vattention.integrations.sector_pool import SectorPages, SectorPool
 from vattention.kvcache import PageHome
 from vattention.page_source import LeasePurpose
 
+# How long a cache that is being made waits for the pages of its trash sectors.
+FIRST_PAGES_WITHIN_S = 60.0
 # A request that has nothing yet: no request is called so.
 NOBODY = ""
 
@@ -72,7 +74,7 @@ class SectorCache(PagedAttentionCache):
         self._geometry = BlockGeometry(
             sector_count, (Stripe(0, sector_bytes, sector_bytes),), session.mapper.page_size_bytes
         )
-        self._store = SectorPages(session.pages, self)
+        self._store = SectorPages(session, self)
         self.memory = BlockMemory(session.mapper, self._store, self._geometry)
         try:
             if self.memory.device != self.device:
@@ -80,7 +82,9 @@ class SectorCache(PagedAttentionCache):
                     f"the model is on {self.device} and vattd's pages are on {self.memory.device}: "
                     f"model.to('{self.memory.device}')"
                 )
+            self._store.wait_s = FIRST_PAGES_WITHIN_S
             self.pool = SectorPool(self.num_sectors, len(self.cache_allocators), self.memory)
+            self._store.wait_s = 0.0
             self.cache_tensor = self.memory.tensor[: sector_count * sector_bytes]
             self.cache_tensor[: TRASH_SECTORS * sector_bytes].zero_()  # padding reads zeros there
             for allocator in self.cache_allocators.values():

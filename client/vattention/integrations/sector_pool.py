@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from transformers.generation.continuous_batching.cache_allocators.cache_pool import CachePool, RegularTrees
 
 from vatt.errors import Draining, LimitExceeded, PoolExhausted, SessionFenced
-from vatt.pages import Extent
+from vatt.pages import Extent, FreeExtents
 from vattention.block_memory import BlockMemory
-from vattention.page_cache import PageCache, PageUser
+from vattention.kvcache import PageHome
+from vattention.page_cache import PageUser, deal
 from vattention.page_source import LeasePurpose
 
 # What an engine answers by letting requests wait or begin anew. SessionFenced: vattd is being started anew.
@@ -19,24 +20,32 @@ SHORT = (PoolExhausted, LimitExceeded, Draining, SessionFenced)
 
 
 class SectorPages:
-    """A session's pages as the store of a BlockMemory, for the purpose that they are wanted for now."""
+    """A session's pages as the store of a BlockMemory, for the purpose that they are wanted for now.
 
-    def __init__(self, pages: PageCache, user: PageUser) -> None:
-        self._pages = pages
+    With a `wait_s`, pages are leased in turn with those of other tenants, and waited for.
+    """
+
+    def __init__(self, session: PageHome, user: PageUser) -> None:
+        self._session = session
         self._user = user
         self.purpose = LeasePurpose.GROW
+        self.wait_s = 0.0
 
     def take(self, runs: Sequence[int], after: Sequence[int | None] | None = None) -> list[list[Extent]]:
         """As PageCache.take; idle pages of the session's other caches serve where vattd has too few."""
+        pages = self._session.pages
         try:
-            return self._pages.take(runs, after, self.purpose)
+            return pages.take(runs, after, self.purpose)
         except (PoolExhausted, LimitExceeded):
-            if not self._pages.reclaim(sum(runs), self._user):
+            if pages.reclaim(sum(runs), self._user):
+                return pages.take(runs, after, self.purpose)
+            if not self.wait_s:
                 raise
-        return self._pages.take(runs, after, self.purpose)
+        leased = self._session.lease(sum(runs), purpose=LeasePurpose.ADMIT, wait_s=self.wait_s)
+        return deal(FreeExtents(leased), runs)
 
     def put(self, extents: Sequence[Extent]) -> None:
-        self._pages.put(extents)
+        self._session.pages.put(extents)
 
 
 class SectorPool(CachePool):

@@ -7,6 +7,7 @@ import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
@@ -278,6 +279,23 @@ def test_requests_wait_and_are_preempted_in_a_pool_that_is_too_small_for_all(
             assert tokens_of(llama, scheduler_type=scheduler_type) == expected
         assert preempted
     assert small_pool.pages()["leased"] == 0
+
+
+def test_a_cache_waits_for_its_first_pages(
+    small_pool: Vattd, llama: PreTrainedModel, expected: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        operator(small_pool.sockets) as admin,
+        Session.connect("first", socket_dir=small_pool.socket_dir) as first,
+        Session.connect("late", socket_dir=small_pool.socket_dir) as late,
+        ThreadPoolExecutor(1) as engine,
+        paged_batching(late),
+    ):
+        everything = first.lease(3)
+        tokens = engine.submit(tokens_of, llama)
+        admin.until(lambda status: any(tenant.waiting_leases for tenant in status.tenants))
+        first.give_back(everything)
+        assert tokens.result() == expected
 
 
 def test_what_could_not_run_even_alone_fails_by_itself_and_says_why(
