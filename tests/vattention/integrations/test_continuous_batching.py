@@ -31,6 +31,7 @@ from tests.operator import operator
 from tests.vattention.integrations.tiny_models import SHAPE, VOCABULARY, tiny_model
 from vatt.errors import InvalidRequest, PoolExhausted
 from vatt.v1 import vatt_pb2 as pb
+from vattention.block_geometry import BlockGeometry, Stripe
 from vattention.block_memory import BlockMemory
 from vattention.integrations import continuous_batching
 from vattention.integrations.continuous_batching import paged_batching
@@ -281,6 +282,48 @@ def test_requests_wait_and_are_preempted_in_a_pool_that_is_too_small_for_all(
     assert small_pool.pages()["leased"] == 0
 
 
+def test_the_last_request_that_runs_gives_way_too_and_begins_anew(
+    small_pool: Vattd, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It grows past its page while another engine has the rest: none waits while it holds what the other waits for."""
+    prompts = prompts_of(40)
+    expected = tokens_of(llama, prompts)
+    running: list[int] = []
+    with (
+        operator(small_pool.sockets) as admin,
+        Session.connect("grows", socket_dir=small_pool.socket_dir) as session,
+        Session.connect("holds", socket_dir=small_pool.socket_dir) as other,
+        paged_batching(session),
+    ):
+
+        def hold_until_it_gives_way(scheduler: PatientScheduler) -> None:
+            running.append(len(scheduler.active_requests))
+            if len(running) == 1:
+                admin.until(lambda status: _leases(other, 2))
+            elif running[-1] == 0:
+                assert session.mapper.mapped_pages == 1  # trash
+                other.close()
+
+        with watched(monkeypatch, hold_until_it_gives_way):
+            assert tokens_of(llama, prompts) == expected
+    assert running.count(0) >= 1
+
+
+def test_padding_reads_zeros_whatever_the_pages_held(
+    small_pool: Vattd, llama: PreTrainedModel, expected: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(scheduler: PatientScheduler) -> None:
+        assert not scheduler.cache.cache_tensor[: 2 * scheduler.cache.bytes_per_sector].any()
+
+    with Session.connect("padded", socket_dir=small_pool.socket_dir) as session:
+        memory = BlockMemory(session.mapper, session.pages, BlockGeometry(3, (Stripe(0, PAGE, PAGE),), PAGE))
+        memory.back(range(3))  # the whole pool
+        memory.tensor.fill_(255)
+        memory.close()
+        with paged_batching(session), watched(monkeypatch, look):
+            assert tokens_of(llama, PROMPTS[:2]) == expected[:2]
+
+
 def test_a_cache_waits_for_its_first_pages(
     small_pool: Vattd, llama: PreTrainedModel, expected: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,16 +409,16 @@ def test_requests_give_way_to_what_another_tenant_was_promised(
                 given.append(1)
             elif given and not chat.leased_pages:
                 assert session.mapper.mapped_pages <= 2
-                admin.until(lambda status: _leases(chat))
+                admin.until(lambda status: _leases(chat, 1))
 
         with watched(monkeypatch, take_what_was_promised):
             assert tokens_of(llama) == expected
         assert chat.leased_pages == 1
 
 
-def _leases(session: Session) -> bool:
+def _leases(session: Session, page_count: int) -> bool:
     with suppress(PoolExhausted):
-        session.lease(1)
+        session.lease(page_count)
     return session.leased_pages > 0
 
 
