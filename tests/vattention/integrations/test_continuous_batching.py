@@ -33,10 +33,9 @@ from vatt.errors import InvalidRequest, PoolExhausted
 from vatt.v1 import vatt_pb2 as pb
 from vattention.block_geometry import BlockGeometry, Stripe
 from vattention.block_memory import BlockMemory
-from vattention.integrations import continuous_batching
-from vattention.integrations.continuous_batching import paged_batching
-from vattention.integrations.sector_plan import SectorPlan
-from vattention.integrations.sector_scheduler import PatientScheduler
+from vattention.integrations.continuous_batching import paged_batching, sector_manager
+from vattention.integrations.continuous_batching.sector_plan import SectorPlan
+from vattention.integrations.continuous_batching.sector_scheduler import PatientScheduler
 from vattention.session import Session
 
 NEW_TOKENS = 24
@@ -546,7 +545,7 @@ def test_a_session_serves_one_block_after_the_other_but_not_two_at_once(
 def test_another_transformers_is_refused_by_name(
     session: Session, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    monkeypatch.setattr(f"{continuous_batching.__name__}.transformers.__version__", version)
+    monkeypatch.setattr(f"{sector_manager.__name__}.transformers.__version__", version)
     with pytest.raises(InvalidRequest, match=rf"not {version}: pip install 'transformers==5\.23\.\*'"):
         with paged_batching(session):
             raise AssertionError

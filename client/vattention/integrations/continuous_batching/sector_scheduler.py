@@ -9,7 +9,7 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler, PrefillFirstScheduler, Scheduler
 
 from vatt.errors import InvalidRequest
-from vattention.integrations.sector_cache import SectorCache
+from vattention.integrations.continuous_batching.sector_cache import SectorCache
 
 FailRequest = Callable[[Exception, RequestState], None]
 

@@ -1,12 +1,4 @@
-"""transformers' continuous batching (`model.generate_batch` and its managers) on leased pages.
-
-    with paged_batching(session):
-        outputs = model.generate_batch(prompts, max_new_tokens=100)
-
-Its paged cache is one tensor, as large as it may ever be. Here that tensor is addresses only: pages are mapped when a
-block is allocated, and unmapped when its last token is of no use any more. While vattd has too few, requests wait or
-are preempted, as they are where the cache is full; the tokens are the same.
-"""
+"""The managers of transformers' continuous batching, with caches on a session's pages."""
 
 from __future__ import annotations
 
@@ -21,9 +13,9 @@ from transformers.generation.continuous_batching import RequestState, continuous
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
 from vatt.errors import InvalidRequest
-from vattention.integrations.rebinding import rebound
-from vattention.integrations.sector_cache import SectorCache
-from vattention.integrations.sector_scheduler import PATIENT_SCHEDULERS, PatientFIFO
+from vattention.integrations.continuous_batching.rebinding import rebound
+from vattention.integrations.continuous_batching.sector_cache import SectorCache
+from vattention.integrations.continuous_batching.sector_scheduler import PATIENT_SCHEDULERS, PatientFIFO
 from vattention.session import Session
 
 # Both it and its tests know what is inside of transformers' continuous batching, which changes with every release.
