@@ -24,7 +24,7 @@ from vattention.chat.stats import ChatStats
 from vattention.chat.worker import Worker
 from vattention.integers import as_integer
 from vattention.layout import Layout
-from vattention.session import Session
+from vattention.session import Session, SessionState
 
 DEFAULT_CONVERSATIONS = 16
 DEFAULT_MAX_WAITING = 64
@@ -95,7 +95,9 @@ class ChatEngine:
             if session is not None:
                 session.on_pressure = self._give_up_pages
             self._close = undo.pop_all()
+        self._session = session
         self._cache_name = "vattention" if vattention_enabled else "DynamicCache"
+        self.most_answers = max_conversations + max_waiting  # that are written or wait at a time
 
     @property
     def model_name(self) -> str:
@@ -104,6 +106,11 @@ class ChatEngine:
     @property
     def max_context_length(self) -> int:
         return self._memory.max_context_length
+
+    @property
+    def session_state(self) -> SessionState | None:
+        """Of the session with vattd; None without vattention."""
+        return self._session.state if self._session is not None else None
 
     @property
     def has_chat_template(self) -> bool:

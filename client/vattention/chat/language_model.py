@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +17,14 @@ from vattention.chat.prompt import ChatFormat
 class LanguageModel:
     """What turns tokens into the logits of the next one. One thread uses it."""
 
-    def __init__(self, name: str, model: PreTrainedModel, tokenizer: Any, device: torch.device) -> None:
+    def __init__(self, name: str, model: Any, tokenizer: Any, device: torch.device) -> None:
         self.name = name
         self.device = device
-        self.model: Any = model
+        self.model: PreTrainedModel = model
         self.tokenizer = tokenizer
         self.format = ChatFormat(tokenizer)
         self.end_tokens = _end_tokens(model, tokenizer)
-        self._keeps_logits = "logits_to_keep" if self.model._supports_logits_to_keep() else None
+        self._keeps_logits = "logits_to_keep" if model._supports_logits_to_keep() else None
 
     @classmethod
     def load(cls, name: str, device: torch.device, dtype: torch.dtype | None) -> LanguageModel:
@@ -36,6 +37,7 @@ class LanguageModel:
             raise InvalidRequest(
                 f"model {name}: {reason}: give a folder with config.json and weights, or a name on the Hugging Face Hub"
             ) from error
+        name = Path(name).resolve().name if Path(name).is_dir() else name
         return cls(name, model.to(device).eval(), tokenizer, device)
 
     @property
@@ -54,7 +56,7 @@ class LanguageModel:
         return logits
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """The generation config's, which may name several, and the tokenizer's."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]

@@ -13,9 +13,17 @@ from vatt.errors import InvalidRequest
 MOST_SEED = 2**63 - 1
 
 
+class InvalidSampling(InvalidRequest):
+    """A value without a meaning; `field` is its name in Sampling."""
+
+    def __init__(self, field: str, value: object, hint: str) -> None:
+        super().__init__(f"{field} is {value!r}: {hint}")
+        self.field = field
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How an answer's tokens are chosen, and where it ends. Raises InvalidRequest for values without a meaning."""
+    """How an answer's tokens are chosen, and where it ends. Raises InvalidSampling."""
 
     temperature: float = 0.0  # 0: the likeliest token each time, and then top_p and seed play no part
     top_p: float = 1.0  # choose among the likeliest tokens that together have this probability
@@ -25,15 +33,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 100:
-            raise InvalidRequest(f"temperature is {self.temperature!r}: give 0 (always the likeliest token) to 100")
+            raise InvalidSampling("temperature", self.temperature, "give 0 (always the likeliest token) to 100")
         if not 0 < self.top_p <= 1:
-            raise InvalidRequest(f"top_p is {self.top_p!r}: give a probability above 0 and up to 1")
+            raise InvalidSampling("top_p", self.top_p, "give a probability above 0 and up to 1")
         if self.seed is not None and not 0 <= self.seed <= MOST_SEED:
-            raise InvalidRequest(f"seed is {self.seed!r}: give a whole number from 0 to 2**63 - 1")
+            raise InvalidSampling("seed", self.seed, "give a whole number from 0 to 2**63 - 1")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens is {self.max_tokens!r}: give 1 or more")
+            raise InvalidSampling("max_tokens", self.max_tokens, "give 1 or more")
         if isinstance(self.stop, str) or not all(isinstance(one, str) and one for one in self.stop):
-            raise InvalidRequest(f"stop is {self.stop!r}: give strings that are not empty")
+            raise InvalidSampling("stop", self.stop, "give strings that are not empty")
 
 
 class Sampler:

@@ -36,9 +36,7 @@ def save_tokenizer(folder: Path, *, template: str | None) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     make: Any = PreTrainedTokenizerFast
-    made = make(
-        tokenizer_object=tokenizer, eos_token=SPECIAL[0], extra_special_tokens=SPECIAL[1:]
-    )
+    made = make(tokenizer_object=tokenizer, eos_token=SPECIAL[0], extra_special_tokens=SPECIAL[1:])
     made.chat_template = template
     made.save_pretrained(folder)
     return made

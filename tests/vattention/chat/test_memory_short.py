@@ -1,0 +1,94 @@
+"""Too few pages: answers wait, or end with the reason; none is wrong, and the engine goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.daemon import Vattd
+from tests.operator import operator
+from tests.vattention.chat.conftest import SMALL_PAGE_BYTES, SMALL_POOL_BYTES, MakeEngine
+from tests.vattention.chat.tiny_chat import alone
+from vattention.chat import Answer, FinishReason, Sampling
+
+LONG = Sampling(max_tokens=300)
+
+
+def assert_right_as_far_as_it_goes(folder: Path, answer: Answer) -> None:
+    assert answer.ending is not None
+    written, prompt_length = answer.ending.written, answer.counts.prompt
+    assert written is not None
+    prompt, answered = list(written.token_ids[:prompt_length]), list(written.token_ids[prompt_length:])
+    assert answered == (alone(folder, prompt, len(answered)) if answered else [])
+
+
+def test_answers_that_do_not_fit_together_are_written_one_after_the_other(
+    make_engine: MakeEngine, llama: Path, small_vattd: Vattd
+) -> None:
+    engine = make_engine(llama, socket_dir=small_vattd.socket_dir)
+    answers = [engine.new_conversation().say(f"{number} " + "x" * 60, LONG) for number in range(4)]
+    for answer in answers:
+        answer.wait()
+        assert answer.finish is not None
+        assert answer.finish.reason in (FinishReason.LENGTH, FinishReason.STOP)
+        assert_right_as_far_as_it_goes(llama, answer)
+    assert engine.stats().given_up_total > 0
+    assert sum(answer.counts.prompt + answer.counts.generated for answer in answers) > 1024
+
+
+def test_an_answer_that_cannot_grow_even_alone_ends_and_the_engine_goes_on(
+    make_engine: MakeEngine, llama: Path, small_vattd: Vattd
+) -> None:
+    reserve(small_vattd, max_bytes=32 * SMALL_PAGE_BYTES)  # 256 tokens
+    engine = make_engine(llama, socket_dir=small_vattd.socket_dir)
+    conversation = engine.new_conversation()
+    answer = conversation.say("Hello", LONG)
+    assert len(answer.wait()) > 0
+    assert answer.finish is not None
+    assert answer.finish.reason is FinishReason.MEMORY
+    assert "no memory for another token" in answer.finish.detail
+    assert_right_as_far_as_it_goes(llama, answer)
+    too_long = engine.new_conversation().say("x" * 300, LONG)
+    assert too_long.wait() == ""
+    assert too_long.finish is not None
+    assert too_long.finish.reason is FinishReason.MEMORY
+    other = engine.new_conversation().say("Hello", Sampling(max_tokens=20))
+    other.wait()
+    assert_right_as_far_as_it_goes(llama, other)
+    reserve(small_vattd, max_bytes=SMALL_POOL_BYTES)
+    again = conversation.say("Go on", Sampling(max_tokens=20))
+    again.wait()
+    assert again.finish is not None
+    assert again.finish.reason in (FinishReason.LENGTH, FinishReason.STOP)
+    assert_right_as_far_as_it_goes(llama, again)
+
+
+def test_a_limit_lowered_under_load_shortens_answers_and_spoils_none(
+    make_engine: MakeEngine, llama: Path, small_vattd: Vattd
+) -> None:
+    engine = make_engine(llama, socket_dir=small_vattd.socket_dir)
+    idle = engine.new_conversation()
+    idle.say("x" * 150, Sampling(max_tokens=20)).wait()
+    answers = [engine.new_conversation().say(f"{number} " + "y" * 40, LONG) for number in range(3)]
+    for answer in answers:
+        answer.next_piece()
+    limit_bytes = 24 * SMALL_PAGE_BYTES  # 192 tokens
+    reserve(small_vattd, max_bytes=limit_bytes)
+    for answer in answers:
+        answer.wait()
+        assert answer.finish is not None
+        assert answer.finish.reason in (FinishReason.MEMORY, FinishReason.LENGTH, FinishReason.STOP)
+        assert_right_as_far_as_it_goes(llama, answer)
+    assert idle.cached_tokens == 0
+    assert FinishReason.MEMORY in {answer.finish.reason for answer in answers if answer.finish}
+    with operator(small_vattd.sockets) as admin:
+        admin.until(lambda status: status.sessions[0].leased_bytes <= limit_bytes)
+    reserve(small_vattd, max_bytes=SMALL_POOL_BYTES)
+    again = idle.say("And now?", Sampling(max_tokens=20))
+    again.wait()
+    assert_right_as_far_as_it_goes(llama, again)
+
+
+def reserve(vattd: Vattd, *, max_bytes: int) -> None:
+    """As `vattctl reserve chat --max` does."""
+    with operator(vattd.sockets) as admin:
+        admin.reserve("chat", max_bytes=max_bytes)
