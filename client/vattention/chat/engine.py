@@ -167,7 +167,11 @@ class ChatEngine:
             generation = Generation(next(self._numbers), prompt, sampling, self._model, self._memory, answer)
             self._scheduler.begin(generation, prefix)
 
-        self._worker.call(begin)
+        try:
+            self._worker.call(begin)
+        except BaseException:  # an interrupt of the caller's too: nobody has the answer
+            answer.cancel()
+            raise
         return answer
 
     def _cancel(self, answer: Answer) -> None:
