@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import signal
 import socket
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -137,14 +139,20 @@ class ChatServer:
 
 
 def serve(engine: ChatEngine, listener: socket.socket, *, any_host: bool = False, log_level: str = "warning") -> None:
-    """Serve on this socket until SIGINT or SIGTERM; answers under way have a few seconds to end."""
+    """Serve on this socket until SIGINT or SIGTERM; answers under way have a few seconds to end. In the main thread."""
     config = uvicorn.Config(
         ChatServer(engine, any_host=any_host).app,
         log_level=log_level,
         access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    # uvicorn ends in order at either signal, and then repeats it: so that it ends this call, and not the process.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _cancel_on_disconnect(request: Request, answer: Answer) -> None:

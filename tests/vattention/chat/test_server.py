@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,9 @@ from tests.operator import operator
 from tests.vattention.chat.conftest import SMALL_PAGE_BYTES, MakeEngine, SlowDown
 from tests.vattention.chat.serving import serving
 from tests.vattention.chat.test_engine import SHORT
+from vatt.v1 import vatt_pb2 as pb
 from vattention.chat import ChatEngine, Message, Sampling
+from vattention.chat.server import serve
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
@@ -161,6 +167,47 @@ def test_short_memory_and_too_many_requests_are_told_with_a_status(
         cut = client.chat.completions.create(model=engine.model_name, messages=HELLO, temperature=0)
         assert cut.choices[0].finish_reason == "length"
         assert "no memory for another token" in json.dumps(cut.model_dump())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_ends_serving_in_order(make_engine: MakeEngine, llama: Path, number: signal.Signals) -> None:
+    engine = make_engine(llama)
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    def end_once_it_serves() -> None:
+        httpx.get(f"{address}/health", timeout=30)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=end_once_it_serves)
+    thread.start()
+    serve(engine, listener)
+    thread.join()
+    engine.answer([Message("user", "Hello")], SHORT).wait()  # the engine is whose it was
+
+
+def test_a_drained_vattd_refuses_new_answers_until_it_is_resumed(
+    make_engine: MakeEngine, llama: Path, own_vattd: Vattd
+) -> None:
+    engine = make_engine(llama, socket_dir=own_vattd.socket_dir)
+    with (
+        serving(engine) as address,
+        OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+        operator(own_vattd.sockets) as admin,
+    ):
+        admin.admin.Drain(pb.DrainRequest(), timeout=10)
+        admin.until(lambda _status: refusal(client, engine.model_name) == "503 draining")
+        admin.admin.Drain(pb.DrainRequest(resume=True), timeout=10)
+        admin.until(lambda _status: refusal(client, engine.model_name) is None)
+
+
+def refusal(client: OpenAI, model: str) -> str | None:
+    """Why the server has no answer; None if it has one."""
+    try:
+        client.chat.completions.create(model=model, messages=HELLO, **GREEDY)
+    except openai.InternalServerError as error:
+        return f"{error.status_code} {error.code}"
+    return None
 
 
 def until_idle(engine: ChatEngine) -> None:
