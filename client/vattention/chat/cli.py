@@ -177,3 +177,7 @@ def main(*command: str) -> None:
     except VattError as error:
         click.echo(f"vattention: {error}", err=True)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, DaemonUnreachable) else EXIT_REFUSED)
+    except OSError as error:  # what it wrote to: a pipe that nobody reads any more, say
+        click.echo(f"vattention: {error.strerror or error}", err=True)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left in the buffer would fail again at exit
+        sys.exit(EXIT_REFUSED)

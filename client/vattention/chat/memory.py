@@ -66,7 +66,7 @@ class LentMemory:
         )
 
     def new_cache(self) -> VattCache:
-        return VattCache(self._owner.kv_cache, contiguous_keys=self._owner.contiguous_keys)
+        return self._owner.beside()
 
     def holds_slot(self, cache: Cache) -> bool:
         return _vatt(cache).batch_size > 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from transformers.cache_utils import Cache
 
+from vatt.errors import InvalidRequest
 from vattention.chat.memory import Memory
 
 
@@ -45,9 +46,12 @@ class Prefix:
         if keep == 0:  # also what an error left
             self.give_up()
         elif keep < self.length:
-            self.cache.crop(keep - self.length)
+            try:
+                self.cache.crop(keep - self.length)
+            except (InvalidRequest, RuntimeError):  # a layer with a sliding window, which has passed on
+                self.give_up()
             del self.token_ids[keep:]
-        return keep
+        return self.length
 
     def give_up(self) -> None:
         """Let go of the slot and all that it holds."""

@@ -22,6 +22,10 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise InvalidRequest(f"a message's role is {self.role!r}: it may be {', '.join(ROLES)}")
+        try:
+            self.content.encode()
+        except UnicodeEncodeError as error:  # JSON can say it, and no tokenizer can read it
+            raise InvalidRequest(f"a message is no valid text: half a character at {error.start}") from error
 
 
 @dataclass(frozen=True, slots=True)

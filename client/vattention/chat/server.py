@@ -173,7 +173,7 @@ async def _json_body(request: Request) -> object:
             raise WireError(413, f"the body is larger than {MOST_BODY_BYTES} bytes")
     try:
         parsed: object = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError(400, f"the body is not JSON: {error}") from error
     return parsed
 

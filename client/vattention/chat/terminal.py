@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 
 from rich.console import Console
 from rich.text import Text
@@ -81,6 +82,8 @@ class Terminal:
 
     def _lines(self) -> Iterator[str]:
         if not self._is_terminal:
+            if isinstance(sys.stdin, TextIOWrapper):
+                sys.stdin.reconfigure(errors="replace")
             yield from sys.stdin
             return
         import readline  # noqa: F401  importing it gives input() a history, and keys that edit
@@ -102,8 +105,10 @@ class Terminal:
         try:
             answer = self._conversation.say(text, self._sampling)
             self._show(answer)
-        except (VattError, RuntimeError) as error:
-            self._refuse(str(error))
+        except BrokenPipeError:  # nobody reads any more
+            raise
+        except Exception as error:  # noqa: BLE001  whatever a model may raise ends this answer, and not the chat
+            self._refuse(f"{error}" if isinstance(error, VattError) else f"the answer failed: {error!r}")
             return
         except KeyboardInterrupt:  # before the answer began
             self._note("ended by Ctrl-C")

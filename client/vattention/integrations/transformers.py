@@ -96,6 +96,13 @@ class VattCache(Cache):
         """Rows of the batch that is under way; -1 before its first token, as transformers has it."""
         return len(self._slots) or -1
 
+    def beside(self) -> VattCache:
+        """A cache for another batch, of one row, in slots of the same KVCache, which stays this one's to close.
+
+        `reset()` gives its slot back for others. One thread uses all of them.
+        """
+        return VattCache(self._kv_cache, contiguous_keys=self._contiguous_keys)
+
     def make_room(self, batch_size: int, token_count: int) -> None:
         """Back the first `token_count` tokens of every row with pages; all rows get them or none does.
 

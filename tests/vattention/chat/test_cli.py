@@ -31,7 +31,7 @@ Invoke = Callable[..., Result]
 def chat(vattd_socket_dir: Path, llama: Path) -> Invoke:
     """`vattention chat` with these lines as standard input."""
 
-    def invoke(lines: str, *options: str) -> Result:
+    def invoke(lines: str | bytes, *options: str) -> Result:
         arguments = ["chat", "--model", str(llama), "--socket-dir", str(vattd_socket_dir), "--max-tokens", "8"]
         return CliRunner().invoke(vattention, [*arguments, *options], input=lines)
 
@@ -54,7 +54,7 @@ def test_without_a_terminal_each_line_is_answered_on_standard_output(
 
 
 def test_what_is_refused_is_told_on_standard_error_and_the_exit_status(chat: Invoke) -> None:
-    result = chat("/bogus\n/switch\n/switch 2\n" + "x" * 600 + "\n/stats\n")
+    result = chat(b"/bogus\n/switch\n/switch 2\n" + b"x" * 600 + b"\nno text: \xff\n/stats\n")
     assert result.exit_code == 1
     assert "/bogus is no command: /help lists them" in result.stderr
     assert "type /switch N" in result.stderr

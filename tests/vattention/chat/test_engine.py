@@ -9,7 +9,7 @@ import torch
 
 from tests.daemon import Vattd
 from tests.vattention.chat.conftest import MakeEngine, SlowDown
-from tests.vattention.chat.tiny_chat import CONTEXT_LENGTH, alone
+from tests.vattention.chat.tiny_chat import CONTEXT_LENGTH, alone, save_model
 from vatt.errors import Closed, DaemonUnreachable, InvalidRequest, TooBusy
 from vattention.chat import Answer, ContextFull, FinishReason, Message, Sampling
 from vattention.chat.generation import Generation
@@ -168,6 +168,20 @@ def test_a_prompt_goes_on_from_what_an_idle_answer_holds_of_it(make_engine: Make
     assert_answered_as_alone(llama, other)
     assert other.counts.reused < 10  # what the template begins with: not worth the other's prefix
     assert engine.stats().slots_held == 2
+
+
+def test_a_window_that_has_passed_on_is_computed_anew(make_engine: MakeEngine, tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "mistral")
+    engine = make_engine(folder, vattention_enabled=False)
+    conversation = engine.new_conversation()
+    for turn in range(2):
+        answer = conversation.say("What is it?", SHORT)
+        assert_answered_as_alone(folder, answer)
+        assert (answer.counts.reused > 0) == (turn > 0)  # it goes on: nothing has to be brought back
+    for _time in range(2):
+        again = engine.answer([Message("user", "What is it?")], SHORT)
+        assert_answered_as_alone(folder, again)
+        assert again.counts.reused == 0
 
 
 def test_an_error_of_the_model_ends_that_answer_only(

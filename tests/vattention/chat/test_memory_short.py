@@ -9,6 +9,8 @@ from tests.operator import operator
 from tests.vattention.chat.conftest import SMALL_PAGE_BYTES, SMALL_POOL_BYTES, MakeEngine
 from tests.vattention.chat.tiny_chat import alone
 from vattention.chat import Answer, FinishReason, Sampling
+from vattention.page_source import LeasePurpose
+from vattention.session import Session
 
 LONG = Sampling(max_tokens=300)
 
@@ -88,7 +90,29 @@ def test_a_limit_lowered_under_load_shortens_answers_and_spoils_none(
     assert_right_as_far_as_it_goes(llama, again)
 
 
-def reserve(vattd: Vattd, *, max_bytes: int) -> None:
-    """As `vattctl reserve chat --max` does."""
+def test_what_another_tenant_was_promised_comes_from_idle_conversations(
+    make_engine: MakeEngine, llama: Path, small_vattd: Vattd
+) -> None:
+    promised_pages = 100
+    reserve(small_vattd, "other", min_bytes=promised_pages * SMALL_PAGE_BYTES)
+    engine = make_engine(llama, socket_dir=small_vattd.socket_dir)
+    conversations = [engine.new_conversation() for _ in range(2)]
+    for conversation in conversations:
+        conversation.say("x" * 250, Sampling(max_tokens=10)).wait()
+    assert all(conversation.cached_tokens > 250 for conversation in conversations)
+    with Session.connect("other", socket_dir=small_vattd.socket_dir) as other:
+        other.lease(promised_pages, purpose=LeasePurpose.ADMIT, wait_s=20)
+        assert other.leased_pages == promised_pages
+        assert conversations[0].cached_tokens == 0
+        assert engine.stats().given_up_total > 0
+    for conversation in conversations:
+        again = conversation.say("And now?", Sampling(max_tokens=10))
+        again.wait()
+        assert_right_as_far_as_it_goes(llama, again)
+        assert again.counts.generated > 0
+
+
+def reserve(vattd: Vattd, tenant: str = "chat", **sizes: int) -> None:
+    """As `vattctl reserve` does."""
     with operator(vattd.sockets) as admin:
-        admin.reserve("chat", max_bytes=max_bytes)
+        admin.reserve(tenant, **sizes)

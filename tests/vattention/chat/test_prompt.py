@@ -61,3 +61,8 @@ def test_messages_that_a_template_refuses_are_an_invalid_request(tmp_path: Path)
 def test_a_message_has_a_role_that_is_known() -> None:
     with pytest.raises(InvalidRequest, match="it may be system, user, assistant"):
         Message("tool", "x")
+
+
+def test_half_a_character_is_no_text() -> None:
+    with pytest.raises(InvalidRequest, match="half a character at 2"):
+        Message("user", "ab\ud800")

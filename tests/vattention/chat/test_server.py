@@ -113,6 +113,10 @@ def test_other_mistakes_are_told_in_openais_form(client: OpenAI, address: str, m
     assert too_long.value.code == "context_length_exceeded"
     url = f"{address}/v1/chat/completions"
     assert httpx.post(url, content="{", headers={"content-type": "application/json"}).status_code == 400
+    deep = httpx.post(url, content="[" * 200_000, headers={"content-type": "application/json"})
+    assert deep.status_code == 400
+    half = json.dumps({"model": model, "messages": [{"role": "user", "content": "\ud800"}]})
+    assert httpx.post(url, content=half, headers={"content-type": "application/json"}).status_code == 400
     assert httpx.post(url, content="{}", headers={"content-type": "text/plain"}).status_code == 415
     assert httpx.get(url).json()["error"]["message"].startswith("GET /v1/chat/completions: Method Not Allowed")
     assert httpx.get(f"{address}/v1/nothing").status_code == 404

@@ -16,6 +16,8 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedTokenizerFast,
@@ -43,9 +45,10 @@ def save_tokenizer(folder: Path, *, template: str | None) -> Any:
 
 
 def save_model(folder: Path, family: str) -> Path:
-    """`llama`, with a chat template, or `phi` (phi-2's architecture, part of each head rotated), without one."""
+    """`llama`, with a chat template; `phi`, phi-2's architecture (part of each head is rotated), without one;
+    `mistral`, with one, which looks back through a window of 16 tokens."""
     torch.manual_seed(3)
-    tokenizer = save_tokenizer(folder, template=TEMPLATE if family == "llama" else None)
+    tokenizer = save_tokenizer(folder, template=None if family == "phi" else TEMPLATE)
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -60,6 +63,8 @@ def save_model(folder: Path, family: str) -> Path:
     model: Any
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2))
+    elif family == "mistral":
+        model = MistralForCausalLM(MistralConfig(**shape, num_key_value_heads=2, sliding_window=16))
     else:
         model = PhiForCausalLM(PhiConfig(**{**shape, "partial_rotary_factor": 0.5}))
     model.save_pretrained(folder)
