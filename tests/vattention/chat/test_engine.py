@@ -239,7 +239,7 @@ def test_stats_name_their_baseline_and_add_up(make_engine: MakeEngine, llama: Pa
 
 
 def test_closing_ends_answers_and_gives_every_page_back(
-    make_engine: MakeEngine, llama: Path, own_vattd: Vattd, slow_down: SlowDown
+    own_vattd: Vattd, make_engine: MakeEngine, llama: Path, slow_down: SlowDown
 ) -> None:
     engine = make_engine(llama, socket_dir=own_vattd.socket_dir)
     slow_down(engine)

@@ -24,7 +24,7 @@ def assert_right_as_far_as_it_goes(folder: Path, answer: Answer) -> None:
 
 
 def test_answers_that_do_not_fit_together_are_written_one_after_the_other(
-    make_engine: MakeEngine, llama: Path, small_vattd: Vattd
+    small_vattd: Vattd, make_engine: MakeEngine, llama: Path
 ) -> None:
     engine = make_engine(llama, socket_dir=small_vattd.socket_dir)
     answers = [engine.new_conversation().say(f"{number} " + "x" * 60, LONG) for number in range(4)]
@@ -38,7 +38,7 @@ def test_answers_that_do_not_fit_together_are_written_one_after_the_other(
 
 
 def test_an_answer_that_cannot_grow_even_alone_ends_and_the_engine_goes_on(
-    make_engine: MakeEngine, llama: Path, small_vattd: Vattd
+    small_vattd: Vattd, make_engine: MakeEngine, llama: Path
 ) -> None:
     reserve(small_vattd, max_bytes=32 * SMALL_PAGE_BYTES)  # 256 tokens
     engine = make_engine(llama, socket_dir=small_vattd.socket_dir)
@@ -65,7 +65,7 @@ def test_an_answer_that_cannot_grow_even_alone_ends_and_the_engine_goes_on(
 
 
 def test_a_limit_lowered_under_load_shortens_answers_and_spoils_none(
-    make_engine: MakeEngine, llama: Path, small_vattd: Vattd
+    small_vattd: Vattd, make_engine: MakeEngine, llama: Path
 ) -> None:
     engine = make_engine(llama, socket_dir=small_vattd.socket_dir)
     idle = engine.new_conversation()
@@ -91,7 +91,7 @@ def test_a_limit_lowered_under_load_shortens_answers_and_spoils_none(
 
 
 def test_what_another_tenant_was_promised_comes_from_idle_conversations(
-    make_engine: MakeEngine, llama: Path, small_vattd: Vattd
+    small_vattd: Vattd, make_engine: MakeEngine, llama: Path
 ) -> None:
     promised_pages = 100
     reserve(small_vattd, "other", min_bytes=promised_pages * SMALL_PAGE_BYTES)

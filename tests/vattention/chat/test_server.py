@@ -157,7 +157,7 @@ def test_a_client_that_leaves_before_the_first_piece_ends_its_answer_too(
 
 
 def test_short_memory_and_too_many_requests_are_told_with_a_status(
-    make_engine: MakeEngine, llama: Path, small_vattd: Vattd
+    small_vattd: Vattd, make_engine: MakeEngine, llama: Path
 ) -> None:
     with operator(small_vattd.sockets) as admin:
         admin.reserve("chat", max_bytes=16 * SMALL_PAGE_BYTES)  # 128 tokens
@@ -191,7 +191,7 @@ def test_a_signal_ends_serving_in_order(make_engine: MakeEngine, llama: Path, nu
 
 
 def test_a_drained_vattd_refuses_new_answers_until_it_is_resumed(
-    make_engine: MakeEngine, llama: Path, own_vattd: Vattd
+    own_vattd: Vattd, make_engine: MakeEngine, llama: Path
 ) -> None:
     engine = make_engine(llama, socket_dir=own_vattd.socket_dir)
     with (
