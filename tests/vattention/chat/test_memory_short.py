@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 from tests.daemon import Vattd
 from tests.operator import operator
 from tests.vattention.chat.conftest import SMALL_PAGE_BYTES, SMALL_POOL_BYTES, MakeEngine
 from tests.vattention.chat.tiny_chat import alone
-from vattention.chat import Answer, FinishReason, Sampling
+from vatt.errors import InvalidRequest
+from vattention.chat import Answer, FinishReason, Message, Sampling
 from vattention.page_source import LeasePurpose
 from vattention.session import Session
 
@@ -110,6 +115,50 @@ def test_what_another_tenant_was_promised_comes_from_idle_conversations(
         again.wait()
         assert_right_as_far_as_it_goes(llama, again)
         assert again.counts.generated > 0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_happens_while_memory_is_short_no_answer_is_wrong(
+    small_vattd: Vattd, make_engine: MakeEngine, llama: Path, seed: int
+) -> None:
+    """Conversations that begin, go on, are cancelled and closed at random, under a limit that moves."""
+    chance = random.Random(seed)
+    engine = make_engine(llama, socket_dir=small_vattd.socket_dir, max_conversations=4, max_waiting=100)
+    conversations = [engine.new_conversation() for _ in range(6)]
+    answers: list[Answer] = []
+
+    def say() -> None:
+        with suppress(InvalidRequest):  # it is being answered, or its context is full
+            text = "q" * chance.randrange(1, 120)
+            answers.append(chance.choice(conversations).say(text, Sampling(max_tokens=chance.choice([1, 20, 100]))))
+
+    def ask() -> None:
+        question = [Message("user", "z" * chance.choice([3, 90, 92]))]
+        answers.append(engine.answer(question, Sampling(max_tokens=chance.choice([1, 50]))))
+
+    def cancel() -> None:
+        chance.choice(answers or [engine.answer([Message("user", "z")])]).cancel()
+
+    def replace() -> None:
+        conversations.pop(chance.randrange(len(conversations))).close()
+        conversations.append(engine.new_conversation())
+
+    def limit() -> None:
+        reserve(small_vattd, max_bytes=chance.choice([16, 40, 80, 128]) * SMALL_PAGE_BYTES)
+
+    def wait() -> None:
+        chance.choice(answers or [engine.answer([Message("user", "z")])]).wait()
+
+    for act in chance.choices([say, ask, cancel, replace, limit, wait], weights=[8, 4, 2, 1, 1, 4], k=40):
+        act()
+    for answer in answers:
+        answer.wait()
+        assert_right_as_far_as_it_goes(llama, answer)
+    for conversation in conversations:
+        conversation.close()
+    stats = engine.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+    assert stats.given_up_total > 0
 
 
 def reserve(vattd: Vattd, tenant: str = "chat", **sizes: int) -> None:

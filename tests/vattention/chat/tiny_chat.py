@@ -5,6 +5,7 @@ Each byte of a text is a token, so any text can be said, and what the random wei
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,15 @@ def save_model(folder: Path, family: str) -> Path:
 
 def alone(folder: Path, token_ids: Sequence[int], new_tokens: int) -> list[int]:
     """What transformers' own generate() answers to these tokens, greedily, with its own cache."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model = _loaded(folder)
     ids = torch.tensor([token_ids])
     made = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
     )
     answer: list[int] = made[0, len(token_ids) :].tolist()
     return answer[:-1] if answer and answer[-1] == model.config.eos_token_id else answer
+
+
+@functools.cache
+def _loaded(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder)
