@@ -13,7 +13,7 @@ import torch
 from vatt.errors import Closed, InvalidRequest
 from vattention.chat.answer import Answer
 from vattention.chat.conversation import GREEDY, Conversation
-from vattention.chat.generation import Generation
+from vattention.chat.draft import Draft
 from vattention.chat.language_model import LanguageModel
 from vattention.chat.memory import LentMemory, Memory, OwnMemory
 from vattention.chat.prefix import Prefix
@@ -164,8 +164,8 @@ class ChatEngine:
         answer = Answer(self._cancel)
 
         def begin() -> None:
-            generation = Generation(next(self._numbers), prompt, sampling, self._model, self._memory, answer)
-            self._scheduler.begin(generation, prefix)
+            draft = Draft(next(self._numbers), prompt, sampling, self._model, self._memory, answer)
+            self._scheduler.begin(draft, prefix)
 
         try:
             self._worker.call(begin)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vatt.errors import InvalidRequest, LimitExceeded, OutOfMemory, PoolExhausted, TooBusy
 from vattention.chat.answer import Answer, Finish, FinishReason
-from vattention.chat.generation import Generation
+from vattention.chat.draft import Draft
 from vattention.chat.memory import Memory
 from vattention.chat.prefix import Prefix
 
@@ -30,22 +30,22 @@ class Totals:
 
 
 class Scheduler:
-    """Steps the running generations in turn, so that nobody waits for another's whole answer.
+    """Steps the running drafts in turn, so that nobody waits for another's whole answer.
 
     When memory is short, the idle conversation that was used least recently gives its slot up; where none is idle, the
-    generation that came last does, and waits until another has ended. So the first that came always gets on, unless it
+    draft that came last does, and waits until another has ended. So the first that came always gets on, unless it
     is alone and still cannot grow: then its answer ends for want of memory.
 
-    Invariant: each running generation has a prefix of its own; at most `slot_count` prefixes hold a slot; the waiting
+    Invariant: each running draft has a prefix of its own; at most `slot_count` prefixes hold a slot; the waiting
     are in the order in which they came. Only the worker's thread uses it.
     """
 
     def __init__(self, memory: Memory, max_waiting: int) -> None:
         self._memory = memory
         self._max_waiting = max_waiting
-        self._running: deque[Generation] = deque()  # the first has its turn
-        self._waiting: list[Generation] = []
-        self._owners: dict[Generation, Prefix | None] = {}  # the conversation's prefix; None: any that fits
+        self._running: deque[Draft] = deque()  # the first has its turn
+        self._waiting: list[Draft] = []
+        self._owners: dict[Draft, Prefix | None] = {}  # the conversation's prefix; None: any that fits
         self._prefixes: list[Prefix] = []
         # Fewer than there are slots after memory was short; one more with each answer that ends.
         self._most_running = memory.slot_count
@@ -71,7 +71,7 @@ class Scheduler:
 
     # Answers
 
-    def begin(self, generation: Generation, prefix: Prefix | None) -> None:
+    def begin(self, draft: Draft, prefix: Prefix | None) -> None:
         """Have it generated when its turn comes: from `prefix`, or from whichever idle one has most in common.
 
         Raises TooBusy if too many wait, and Draining or SessionEvicted where an operator wants no new requests.
@@ -79,35 +79,35 @@ class Scheduler:
         self._memory.check_admits()
         if len(self._waiting) >= self._max_waiting:
             raise TooBusy(f"{len(self._waiting)} answers wait already: try again when some have ended")
-        self._owners[generation] = prefix
-        self._waiting.append(generation)
+        self._owners[draft] = prefix
+        self._waiting.append(draft)
 
     def cancel(self, answer: Answer) -> None:
-        for generation in [*self._running, *self._waiting]:
-            if generation.answer is answer:
-                self._end(generation, Finish(FinishReason.CANCELLED))
+        for draft in [*self._running, *self._waiting]:
+            if draft.answer is answer:
+                self._end(draft, Finish(FinishReason.CANCELLED))
 
     def end_all(self, finish: Finish) -> None:
-        for generation in [*self._running, *self._waiting]:
-            self._end(generation, finish)
+        for draft in [*self._running, *self._waiting]:
+            self._end(draft, finish)
 
     def step(self) -> None:
-        """One step of the generation whose turn it is. One that fails ends, and harms no other."""
+        """One step of the draft whose turn it is. One that fails ends, and harms no other."""
         self._admit()
         if not self._running:
             return
-        generation = self._running[0]
+        draft = self._running[0]
         try:
-            self._free_a_slot_for(generation)
-            finish = generation.step()
+            self._free_a_slot_for(draft)
+            finish = draft.step()
         except (PoolExhausted, LimitExceeded, OutOfMemory) as shortage:
-            self._make_way(generation, shortage)
+            self._make_way(draft, shortage)
         except Exception as error:  # noqa: BLE001  whatever a model may raise is the answer's end
             log.warning("an answer failed: %r", error)
-            self._fail(generation, error)
+            self._fail(draft, error)
         else:
             if finish is not None:
-                self._end(generation, finish)
+                self._end(draft, finish)
             else:
                 self._running.rotate(-1)
 
@@ -122,7 +122,7 @@ class Scheduler:
         """The conversation is over. Raises InvalidRequest while it is being answered."""
         if prefix not in self._prefixes:
             return
-        if any(prefix in (generation.prefix, self._owners[generation]) for generation in self._owners):
+        if any(prefix in (draft.prefix, self._owners[draft]) for draft in self._owners):
             raise InvalidRequest("the conversation is being answered: cancel() the answer first")
         self._prefixes.remove(prefix)
         prefix.give_up()
@@ -137,40 +137,40 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < max(1, self._most_running):
-            generation = self._waiting.pop(0)
-            prefix = self._owners[generation]
+            draft = self._waiting.pop(0)
+            prefix = self._owners[draft]
             if prefix is None:
-                prefix = self._best_prefix(generation)
-            self._running.append(generation)
+                prefix = self._best_prefix(draft)
+            self._running.append(draft)
             try:
-                generation.enter(prefix)
+                draft.enter(prefix)
             except Exception as error:  # noqa: BLE001  as in step(): a device that does not answer, say
-                self._fail(generation, error)
+                self._fail(draft, error)
 
-    def _best_prefix(self, generation: Generation) -> Prefix:
+    def _best_prefix(self, draft: Draft) -> Prefix:
         """The idle one with most in common, if that is worth more than what it holds besides; else a new one."""
-        wanted = generation.prompt_token_ids
+        wanted = draft.prompt_token_ids
         idle = [prefix for prefix in self._idle() if not prefix.is_owned]
         best = max(idle, key=lambda prefix: prefix.common(wanted), default=None)
         if best is not None and best.common(wanted) * 2 >= best.length:
             return best
         return self.new_prefix(is_owned=False)
 
-    def _free_a_slot_for(self, generation: Generation) -> None:
-        """Running generations are no more than slots, so if all are taken, an idle prefix has one."""
-        if generation.prefix is not None and generation.prefix.holds_slot:
+    def _free_a_slot_for(self, draft: Draft) -> None:
+        """Running drafts are no more than slots, so if all are taken, an idle prefix has one."""
+        if draft.prefix is not None and draft.prefix.holds_slot:
             return
         if len(self.prefixes) >= self._memory.slot_count:
             self._give_up_idle()
 
-    def _make_way(self, generation: Generation, shortage: Exception) -> None:
-        """For another try of `generation`, whose turn it still is; unless it waits itself, or ends."""
+    def _make_way(self, draft: Draft, shortage: Exception) -> None:
+        """For another try of `draft`, whose turn it still is; unless it waits itself, or ends."""
         if self._give_up_idle():
             return
         if len(self._running) > 1:
             self._park(self._youngest())
         else:
-            self._end(generation, Finish(FinishReason.MEMORY, f"no memory for another token: {shortage}", shortage))
+            self._end(draft, Finish(FinishReason.MEMORY, f"no memory for another token: {shortage}", shortage))
 
     def _give_up_idle(self) -> bool:
         """The least recently used idle prefix gives its slot up; False if there is none."""
@@ -182,53 +182,53 @@ class Scheduler:
         self._drop_if_empty(prefix)
         return True
 
-    def _park(self, generation: Generation | None) -> bool:
-        """The running generation gives its slot up and waits; False for None."""
-        if generation is None or generation.prefix is None:
+    def _park(self, draft: Draft | None) -> bool:
+        """The running draft gives its slot up and waits; False for None."""
+        if draft is None or draft.prefix is None:
             return False
-        prefix = generation.prefix
-        self._running.remove(generation)
-        generation.leave()
-        bisect.insort(self._waiting, generation, key=lambda one: one.number)
+        prefix = draft.prefix
+        self._running.remove(draft)
+        draft.leave()
+        bisect.insort(self._waiting, draft, key=lambda one: one.number)
         self._most_running = len(self._running)
         prefix.give_up()
         self.totals.given_up += 1
         self._drop_if_empty(prefix)
         return True
 
-    def _youngest(self) -> Generation | None:
-        return max(self._running, key=lambda generation: generation.number, default=None)
+    def _youngest(self) -> Draft | None:
+        return max(self._running, key=lambda draft: draft.number, default=None)
 
     def _idle(self) -> Iterator[Prefix]:
-        used = {id(generation.prefix) for generation in self._running}
+        used = {id(draft.prefix) for draft in self._running}
         return (prefix for prefix in self.prefixes if id(prefix) not in used)
 
-    def _fail(self, generation: Generation, error: Exception) -> None:
+    def _fail(self, draft: Draft, error: Exception) -> None:
         """What the cache holds after an error is anybody's guess."""
-        prefix = generation.prefix
-        self._end(generation, Finish(FinishReason.FAILED, str(error), error))
+        prefix = draft.prefix
+        self._end(draft, Finish(FinishReason.FAILED, str(error), error))
         if prefix is not None:
             prefix.give_up()
             self._drop_if_empty(prefix)
 
-    def _end(self, generation: Generation, finish: Finish) -> None:
-        prefix = generation.prefix
-        if generation in self._running:
-            self._running.remove(generation)
+    def _end(self, draft: Draft, finish: Finish) -> None:
+        prefix = draft.prefix
+        if draft in self._running:
+            self._running.remove(draft)
             self._most_running = min(self._memory.slot_count, self._most_running + 1)
         else:
-            self._waiting.remove(generation)
-        del self._owners[generation]
-        generation.leave()
+            self._waiting.remove(draft)
+        del self._owners[draft]
+        draft.leave()
         if prefix is not None:
             self._uses += 1
             prefix.last_used = self._uses
             self._drop_if_empty(prefix)
-        generation.end(finish)
-        self._count(generation)
+        draft.end(finish)
+        self._count(draft)
 
-    def _count(self, generation: Generation) -> None:
-        counts = generation.answer.counts
+    def _count(self, draft: Draft) -> None:
+        counts = draft.answer.counts
         self.totals.answers += 1
         self.totals.prompt_tokens += counts.prompt
         self.totals.reused_tokens += counts.reused

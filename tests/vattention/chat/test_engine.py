@@ -12,7 +12,7 @@ from tests.vattention.chat.conftest import MakeEngine, SlowDown
 from tests.vattention.chat.tiny_chat import CONTEXT_LENGTH, alone, save_model
 from vatt.errors import Closed, DaemonUnreachable, InvalidRequest, TooBusy
 from vattention.chat import Answer, ContextFull, FinishReason, Message, Sampling
-from vattention.chat.generation import Generation
+from vattention.chat.draft import Draft
 
 SHORT = Sampling(max_tokens=24)
 
@@ -65,13 +65,13 @@ def test_nobody_waits_for_another_whole_answer(
 ) -> None:
     engine = make_engine(llama)
     steps: list[Answer] = []
-    step = Generation.step
+    step = Draft.step
 
-    def noted_step(generation: Generation) -> object:
-        steps.append(generation.answer)
-        return step(generation)
+    def noted_step(draft: Draft) -> object:
+        steps.append(draft.answer)
+        return step(draft)
 
-    monkeypatch.setattr(Generation, "step", noted_step)
+    monkeypatch.setattr(Draft, "step", noted_step)
     long = engine.new_conversation().say("a" * 300, Sampling(max_tokens=40))
     short = engine.new_conversation().say("b", Sampling(max_tokens=5))
     for answer in (long, short):

@@ -16,8 +16,8 @@ from vattention.chat.text_pieces import TextPieces
 PREFILL_TOKENS = 256
 
 
-class Generation:
-    """Goes on with a prompt, a chunk of it or a token a step, until there is a reason to finish.
+class Draft:
+    """An answer while it is written: goes on with a prompt, a chunk or a token a step, until there is a reason to finish.
 
     A step that raises has changed nothing but the prefix, which is then to be given up: what the cache lacks of the
     prompt and the answer so far is computed by the next steps.
@@ -26,7 +26,7 @@ class Generation:
     def __init__(
         self, number: int, prompt: Written, sampling: Sampling, model: LanguageModel, memory: Memory, answer: Answer
     ) -> None:
-        """`number` grows with each generation: the lower of two came first."""
+        """`number` grows with each draft: the lower of two came first."""
         self.number = number
         self.answer = answer
         self.prefix: Prefix | None = None  # while it runs
@@ -67,7 +67,7 @@ class Generation:
         """
         prefix = self.prefix
         if prefix is None:
-            raise RuntimeError("a step of a generation that does not run")
+            raise RuntimeError("a step of a draft that does not run")
         missing = self._token_ids[prefix.length :]
         self._memory.make_room(prefix.cache, len(self._token_ids))
         chunk = missing[:PREFILL_TOKENS]
