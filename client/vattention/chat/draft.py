@@ -17,7 +17,7 @@ PREFILL_TOKENS = 256
 
 
 class Draft:
-    """An answer while it is written: goes on with a prompt, a chunk or a token a step, until there is a reason to finish.
+    """An answer while it is written: a chunk of the prompt or a token each step, until there is a reason to finish.
 
     A step that raises has changed nothing but the prefix, which is then to be given up: what the cache lacks of the
     prompt and the answer so far is computed by the next steps.
