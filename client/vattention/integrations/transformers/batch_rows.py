@@ -16,7 +16,7 @@ class BatchRows:
     """
 
     def __init__(self, kv_cache: KVCache) -> None:
-        """The KVCache is nobody else's: slots that others use would lie between the rows."""
+        """Who else uses slots of the KVCache has one row only: others would lie between the rows of a batch."""
         self._kv_cache = kv_cache
         self._slots: list[int] = []
         self._grown_tokens = 0

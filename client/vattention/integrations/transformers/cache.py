@@ -41,6 +41,7 @@ class VattCache(Cache):
         windows = [None] * paged_count if windows is None else windows
         if sum(window is None for window in windows) != paged_count:
             raise InvalidRequest(f"the KVCache has {paged_count} layers, not one for each None of windows={windows}")
+        self._windows, self._contiguous_keys = tuple(windows), contiguous_keys
         self._rows = BatchRows(kv_cache)
         self._own_layers: list[BatchLayer] = []
         paged = iter(range(paged_count))
@@ -90,6 +91,20 @@ class VattCache(Cache):
             cache = cls(kv_cache, windows=shape.windows, contiguous_keys=shape.needs_contiguous_keys)
             undo.pop_all()
         return cache
+
+    def beside(self) -> VattCache:
+        """A cache for another batch, of one row, in slots of the same KVCache, which stays this one's to close.
+
+        `reset()` gives its slot back for others. One thread uses all of them.
+        """
+        return VattCache(self.kv_cache, windows=self._windows, contiguous_keys=self._contiguous_keys)
+
+    def make_room(self, batch_size: int, token_count: int) -> None:
+        """Back the first `token_count` tokens of every row with pages, as the first layer of a pass does.
+
+        Raises PoolExhausted, LimitExceeded or OutOfMemory, and changes nothing then.
+        """
+        self._rows.make_room(batch_size, token_count)
 
     @property
     def kv_cache(self) -> KVCache:

@@ -1,0 +1,183 @@
+"""The `vattention` command. Exit status: 0 done, 1 refused, 2 usage, 3 no vattd answers."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vatt.command_line import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_WORDS
+from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
+from vattention.config import DAEMON_VARIABLE, EMBEDDED
+
+if TYPE_CHECKING:
+    from vattention.chat.engine import ChatEngine
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEFAULT_MAX_TOKENS = 1024
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(epilog=EXIT_WORDS, context_settings=HELP)
+@click.version_option(package_name="vattd", prog_name="vattention")
+def vattention() -> None:
+    """Chat with a language model whose KV cache lies in pages that vattd lends."""
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What becomes the ChatEngine: see `open_engine`."""
+    options = [
+        click.option(
+            "--model",
+            "model_name",
+            metavar="NAME",
+            default="microsoft/phi-2",
+            show_default=True,
+            help="A folder with a transformers model, or a name on the Hugging Face Hub.",
+        ),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, or cuda:N."),
+        click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: the file's."),
+        click.option("--tenant", default="chat", show_default=True, help="Whose budget in vattd the memory counts to."),
+        click.option(
+            "--conversations",
+            type=click.IntRange(min=1),
+            default=16,
+            show_default=True,
+            help="That hold memory at a time; others are computed anew at their next turn.",
+        ),
+        click.option("--max-context", type=click.IntRange(min=2), help="Tokens of a conversation; unset: the model's."),
+        click.option(
+            "--socket-dir", type=click.Path(path_type=Path), help="Where vattd's sockets are; unset: the usual places."
+        ),
+        click.option("--embedded", is_flag=True, help="Start a private vattd that ends with this command."),
+        click.option(
+            "--no-vattention", is_flag=True, help="Use transformers' DynamicCache, and no vattd, for comparison."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@vattention.command(context_settings=HELP)
+@engine_options
+@click.option("--system", metavar="TEXT", help="A system message for each conversation.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token each time.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Choose among the likeliest tokens.")
+@click.option("--seed", type=int, help="Of the choices, where temperature is above 0.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=DEFAULT_MAX_TOKENS, show_default=True, help="Of an answer."
+)
+def chat(
+    system: str | None, temperature: float, top_p: float, seed: int | None, max_tokens: int, **options: Any
+) -> None:
+    """Chat in the terminal; without one, answer each line of standard input.
+
+    /help lists what else can be typed. Ctrl-C ends an answer, Ctrl-D the chat.
+    """
+    engine = open_engine(**options)
+    from vattention.chat.sampling import Sampling
+    from vattention.chat.terminal import Terminal
+
+    with engine:
+        sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
+        succeeded = Terminal(engine, sampling, system).run()
+    if not succeeded:
+        sys.exit(EXIT_REFUSED)
+
+
+@vattention.command(context_settings=HELP)
+@engine_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at: this machine only.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--public", is_flag=True, help="Listen at an address that other machines reach. There is no password.")
+def serve(host: str, port: int, public: bool, **options: Any) -> None:
+    """Serve OpenAI's chat completions over HTTP: /v1/models, /v1/chat/completions, /stats, /health."""
+    if not public and not _is_loopback(host):
+        raise click.UsageError(
+            f"--host {host} may be reached by other machines, and the server asks nobody for a password: leave --host "
+            "out, or say --public as well"
+        )
+    with listen(host, port) as listener, open_engine(**options) as engine:
+        from vattention.chat.server import serve as serve_engine
+
+        bound_host, bound_port = listener.getsockname()[:2]
+        shown_host = f"[{bound_host}]" if ":" in bound_host else bound_host
+        click.echo(f"{engine.model_name} at http://{shown_host}:{bound_port}/v1")
+        sys.stdout.flush()
+        serve_engine(engine, listener, any_host=public)
+
+
+def open_engine(
+    model_name: str,
+    device: str,
+    dtype: str,
+    tenant: str,
+    conversations: int,
+    max_context: int | None,
+    socket_dir: Path | None,
+    embedded: bool,
+    no_vattention: bool,
+) -> ChatEngine:
+    """Load the model; raises what ChatEngine does, and InvalidRequest where the extra is not installed."""
+    if embedded:
+        os.environ[DAEMON_VARIABLE] = EMBEDDED  # for this process: an option is another way to say it
+    if sys.stderr.isatty():
+        click.echo(f"Loading {model_name} ...", err=True)
+    try:
+        import torch
+        from transformers.utils import logging as transformers_logging
+
+        from vattention.chat.engine import ChatEngine
+    except ImportError as error:
+        raise InvalidRequest(f"{error.name} is not installed: pip install 'vattd[chat]'") from error
+    quiet: Any = transformers_logging
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    return ChatEngine(
+        model_name,
+        not no_vattention,
+        device,
+        dtype=None if dtype == "auto" else getattr(torch, dtype),
+        tenant=tenant,
+        max_conversations=conversations,
+        max_context_length=max_context,
+        socket_dir=socket_dir,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InvalidRequest(f"cannot listen at {host}, port {port}: {reason}: try another --port, or 0") from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def main(*command: str) -> None:
+    """Run what the command line says, or this command of it."""
+    try:
+        vattention([*command, *sys.argv[1:]])
+    except VattError as error:
+        click.echo(f"vattention: {error}", err=True)
+        sys.exit(EXIT_UNREACHABLE if isinstance(error, DaemonUnreachable) else EXIT_REFUSED)
+    except OSError as error:  # what it wrote to: a pipe that nobody reads any more, say
+        click.echo(f"vattention: {error.strerror or error}", err=True)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left in the buffer would fail again at exit
+        sys.exit(EXIT_REFUSED)

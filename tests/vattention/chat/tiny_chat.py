@@ -1,0 +1,88 @@
+"""Chat models small enough to run in milliseconds, as folders that transformers loads.
+
+Each byte of a text is a token, so any text can be said, and what the random weights answer is mostly no valid text.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+CONTEXT_LENGTH = 512
+SPECIAL = ["<|end|>", "<|turn|>"]
+TEMPLATE = (
+    "{% for message in messages %}<|turn|>{{ message.role }}: {{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant: {% endif %}"
+)
+
+
+def save_tokenizer(folder: Path, *, template: str | None) -> Any:
+    """One token a byte, and two special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({letter: at for at, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    make: Any = PreTrainedTokenizerFast
+    made = make(tokenizer_object=tokenizer, eos_token=SPECIAL[0], extra_special_tokens=SPECIAL[1:])
+    made.chat_template = template
+    made.save_pretrained(folder)
+    return made
+
+
+def save_model(folder: Path, family: str) -> Path:
+    """`llama`, with a chat template; `phi`, phi-2's architecture (part of each head is rotated), without one;
+    `mistral`, with one, which looks back through a window of 16 tokens."""
+    torch.manual_seed(3)
+    tokenizer = save_tokenizer(folder, template=None if family == "phi" else TEMPLATE)
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "initializer_range": 0.2,
+    }
+    model: Any
+    if family == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2))
+    elif family == "mistral":
+        model = MistralForCausalLM(MistralConfig(**shape, num_key_value_heads=2, sliding_window=16))
+    else:
+        model = PhiForCausalLM(PhiConfig(**{**shape, "partial_rotary_factor": 0.5}))
+    model.save_pretrained(folder)
+    return folder
+
+
+def alone(folder: Path, token_ids: Sequence[int], new_tokens: int) -> list[int]:
+    """What transformers' own generate() answers to these tokens, greedily, with its own cache."""
+    model = _loaded(folder)
+    ids = torch.tensor([token_ids])
+    made = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
+    )
+    answer: list[int] = made[0, len(token_ids) :].tolist()
+    return answer[:-1] if answer and answer[-1] == model.config.eos_token_id else answer
+
+
+@functools.cache
+def _loaded(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder)
