@@ -19,8 +19,10 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     # A Unix socket costs nothing to try, and a vattd that is started anew is there within a second or so.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 200),
+    # By its name the pause between two attempts, in truth how long one may take: a vattd on a busy machine is slow to
+    # answer, and a first call does not try again.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     # The stream is read by our own thread alone, which close() joins. gRPC's would die with the interpreter, holding
     # the stream's lock, and the stream's finalizer would wait for it: the process would never end.
     (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
