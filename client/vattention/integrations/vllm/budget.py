@@ -85,8 +85,8 @@ class Budget:
         return given
 
     def answer(self, number: int) -> None:
-        """What vattd wanted back, by this number, has been looked after."""
-        self._answered = number
+        """What vattd wanted back, by this number and those before, has been looked after."""
+        self._answered = max(self._answered, number)
 
     @property
     def has_orders(self) -> bool:

@@ -39,14 +39,15 @@ class Port:
         self._listener = Listener(str(path), "AF_UNIX")
         threading.Thread(target=self._accept, name="vattd-vllm-port", daemon=True).start()
 
-    def tell(self, message: object) -> None:
-        """Send to who has subscribed."""
+    def tell(self, message: object) -> bool:
+        """Send to who has subscribed; is there anybody?"""
         with self._lock:
             for connection in list(self._subscribers):
                 try:
                     connection.send(message)
                 except OSError:  # it has gone, and the engine with it
                     self._subscribers.remove(connection)
+            return bool(self._subscribers)
 
     def close(self) -> None:
         self._listener.close()
