@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -72,6 +73,10 @@ def start(model_dir: str) -> Iterator[Start]:
             return scheduler
 
         yield made
+    for thread in threading.enumerate():
+        if thread.name.startswith("vattd-vllm"):
+            thread.join(10)
+            assert not thread.is_alive(), f"{thread.name} outlives its engine"
 
 
 def request(name: str, token_count: int, priority: int = 0) -> Request:

@@ -122,11 +122,14 @@ class VattScheduler(Scheduler):
             outputs = super().update_from_output(*arguments, **named)
             if not self._steps_under_way and not self.has_requests():
                 self._upkeep.wake()
+            self._forget_wish_of_nobody()
             return outputs
 
     def finish_requests(self, *arguments: Any, **named: Any) -> Any:
         with self._lock:
-            return super().finish_requests(*arguments, **named)
+            ended = super().finish_requests(*arguments, **named)
+            self._forget_wish_of_nobody()
+            return ended
 
     def reset_prefix_cache(self, *arguments: Any, **named: Any) -> bool:
         with self._lock:
@@ -137,6 +140,9 @@ class VattScheduler(Scheduler):
     def shutdown(self) -> None:
         self._queue.close()
         self._upkeep.close()
+        with self._lock:
+            self._ranks.close()
+            self._order_ranks.close()
         super().shutdown()
 
     # What vLLM's scheduler calls of its own
@@ -147,7 +153,7 @@ class VattScheduler(Scheduler):
         return [block for block in blocks if self._budget.is_taken(block)] or None
 
     def _free_cow_retained_blocks(self, blocks: list[Any], fence_seq: int) -> None:
-        """The step that is being scheduled copies these blocks, and its orders come first: free them with a later one."""
+        """The step that is being scheduled copies these blocks after it has carried out its orders: free them later."""
         self._copied_blocks += blocks
 
     def _free_copied_blocks(self) -> None:
@@ -204,10 +210,9 @@ class VattScheduler(Scheduler):
         self, request: Request, reserved_blocks: int = 0, has_scheduled_reqs: bool = True, **_: Any
     ) -> int:
         """Free blocks that vLLM wants to see beyond those that it allocates."""
-        is_admitted = request.status is RequestStatus.RUNNING
-        return reserved_blocks + (
-            0 if is_admitted or not has_scheduled_reqs else self.kv_cache_manager.watermark_blocks
-        )
+        if request.status is RequestStatus.RUNNING or not has_scheduled_reqs:
+            return reserved_blocks
+        return reserved_blocks + int(self.kv_cache_manager.watermark_blocks)
 
     def _lease_for(self, request: Request, spare_blocks: int) -> bool:
         """Lease what the request that vLLM could not serve lacks; did that come?"""
@@ -238,6 +243,10 @@ class VattScheduler(Scheduler):
             self._queue.wish(page_count)
         self._say_waiting(granted.refusal)
         return False
+
+    def _forget_wish_of_nobody(self) -> None:
+        if not self.waiting and not self.kv_holding_waiting:
+            self._queue.forget()
 
     def _say_waiting(self, refusal: str) -> None:
         now_s = time.monotonic()
