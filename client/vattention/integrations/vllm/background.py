@@ -16,9 +16,10 @@ REST_AFTER_ERROR_S = 1.0
 class Background:
     """Calls `work` over and over in a thread, until `stop` or until a worker of the engine has ended."""
 
-    def __init__(self, name: str, work: Callable[[], None]) -> None:
-        """`work` waits by itself for something to do, and returns soon after `stop`."""
+    def __init__(self, name: str, work: Callable[[], None], at_end: Callable[[], None]) -> None:
+        """`work` waits by itself for something to do, and returns soon after `stop`; then the thread calls `at_end`."""
         self._work = work
+        self._at_end = at_end
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -34,6 +35,12 @@ class Background:
         self._stopped.set()
 
     def _run(self) -> None:
+        try:
+            self._go_on()
+        finally:
+            self._at_end()
+
+    def _go_on(self) -> None:
         while not self.is_stopped:
             try:
                 self._work()

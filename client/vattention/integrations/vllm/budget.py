@@ -47,12 +47,18 @@ class Budget:
         """Blocks without memory, whether there is credit for them or not."""
         return self._clusters.bare_count
 
+    def is_taken(self, block: int) -> bool:
+        """Is there memory behind it, once all orders are carried out?"""
+        return self._clusters.is_taken(block)
+
     def room(self) -> int:
         """Bare blocks that the credit is enough for."""
         return self._clusters.room(max(0, self.free_pages) // self.cluster_pages)
 
     def pages_for(self, block_count: int) -> int:
-        """Pages to lease so that there is room for so many more blocks than now."""
+        """Pages to lease so that there is room for so many more blocks than now; 0 if there are not so many blocks."""
+        if block_count > self.bare_blocks - self.room():
+            return 0
         clusters = max(0, self.free_pages) // self.cluster_pages + -(-block_count // self._cluster_blocks)
         return clusters * self.cluster_pages - self.free_pages
 
@@ -85,8 +91,8 @@ class Budget:
         return given
 
     def answer(self, number: int) -> None:
-        """What vattd wanted back, by this number, has been looked after."""
-        self._answered = number
+        """What vattd wanted back, by this number and those before, has been looked after."""
+        self._answered = max(self._answered, number)
 
     @property
     def has_orders(self) -> bool:

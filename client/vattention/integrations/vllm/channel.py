@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import stat
 import tempfile
 import threading
@@ -32,6 +33,8 @@ class Port:
         self._path = path
         self._answer = answer
         self._subscribers: list[Connection] = []
+        self._connections: set[Connection] = set()
+        self._closed = False
         self._lock = threading.Lock()
         path.parent.mkdir(mode=0o700, exist_ok=True)
         _check_private(path.parent)
@@ -39,17 +42,26 @@ class Port:
         self._listener = Listener(str(path), "AF_UNIX")
         threading.Thread(target=self._accept, name="vattd-vllm-port", daemon=True).start()
 
-    def tell(self, message: object) -> None:
-        """Send to who has subscribed."""
+    def tell(self, message: object) -> bool:
+        """Send to who has subscribed; is there anybody?"""
         with self._lock:
             for connection in list(self._subscribers):
                 try:
                     connection.send(message)
                 except OSError:  # it has gone, and the engine with it
                     self._subscribers.remove(connection)
+            return bool(self._subscribers)
 
     def close(self) -> None:
+        """Hang up on everybody, and end the threads. Idempotent."""
+        with self._lock:
+            self._closed = True
+        with suppress(OSError):  # to close a socket does not wake who waits for it; to connect does
+            Client(str(self._path), "AF_UNIX").close()
         self._listener.close()
+        with self._lock:
+            for connection in self._connections:
+                _hang_up(connection)
         self._path.unlink(missing_ok=True)
         with suppress(OSError):  # other ranks' sockets are there still
             self._path.parent.rmdir()
@@ -60,6 +72,11 @@ class Port:
                 connection = self._listener.accept()
             except OSError:
                 return
+            with self._lock:
+                if self._closed:
+                    connection.close()
+                    return
+                self._connections.add(connection)
             threading.Thread(target=self._serve, args=[connection], name="vattd-vllm-serve", daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
@@ -71,6 +88,9 @@ class Port:
                         self._subscribers.append(connection)
                     return
                 connection.send(self._answered(message))
+        with self._lock:
+            self._connections.discard(connection)
+        connection.close()
 
     def _answered(self, message: object) -> object:
         try:
@@ -110,6 +130,12 @@ class Line:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _hang_up(connection: Connection) -> None:
+    """Have both ends find it closed, also a thread of this process that reads from it."""
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _check_private(directory: Path) -> None:

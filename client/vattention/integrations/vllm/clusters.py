@@ -32,10 +32,13 @@ class Clusters:
         return self._block_count - self.taken_count
 
     def room(self, cluster_count: int) -> int:
-        """Bare blocks that could be taken if so many more clusters may be opened. The last cluster may be smaller: a
-        block more or less there is not worth counting, so it counts only once it is open."""
-        others = max(0, min(cluster_count, len(self._taken_in) - self.open_count - 1))
-        return self.rides + others * self._cluster_blocks
+        """Bare blocks that could be taken if so many more clusters may be opened."""
+        if cluster_count >= len(self._taken_in) - self.open_count:
+            return self.bare_count  # the last cluster, which may be smaller, is opened last
+        return self.rides + cluster_count * self._cluster_blocks
+
+    def is_taken(self, block: int) -> bool:
+        return bool(self._is_taken[block])
 
     def take(self) -> int:
         """The next block to use. Raises LedgerBug if all are taken."""

@@ -190,7 +190,7 @@ class KVMemory:
     def _gather(self, page_count: int, depth: Depth) -> list[Extent]:
         with self._lock:
             self._asked_until_s = time.monotonic() + ASKED_LASTS_S
-            if not self._surplus and self._answered_number == self._wanted_number and not self._owed_pages:
+            if not self._surplus and self._answered_number >= self._wanted_number and not self._owed_pages:
                 self._want(page_count, depth)
             self._changed.wait_for(lambda: bool(self._surplus), ANSWER_WITHIN_S)
             self._settle_debt()
@@ -201,9 +201,10 @@ class KVMemory:
 
     def _want(self, page_count: int, depth: Depth) -> None:
         with self._lock:
-            self._wanted_number += 1
-            wanted = Wanted(self._wanted_number, page_count, depth)
-        self._port.tell(wanted)
+            self._wanted_number = number = time.monotonic_ns()
+        if not self._port.tell(Wanted(number, page_count, depth)):
+            with self._lock:  # no scheduler yet, and so no answer: the next time it is asked anew
+                self._answered_number = max(self._answered_number, number)
 
     def close(self) -> None:
         """Unmap everything and return it, session and all. Idempotent."""

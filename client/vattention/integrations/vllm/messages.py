@@ -65,7 +65,7 @@ class Orders:
     give_back_pages: int = 0  # unmapped where they are still mapped, and returned to vattd
     idle_pages: int = 0  # of those that are left, how many no request uses
     usage: Usage = field(default_factory=Usage)
-    answered: int = 0  # the number of the last Wanted that these orders take into account
+    answered: int = 0  # the highest number of a Wanted that these orders take into account
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,11 @@ class Subscribe:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """vattd wants pages back, so many more than were given."""
+    """vattd wants pages back, so many more than were given.
+
+    Orders are the same for every rank, and so is what they answer: `number` is when the rank asked, by the machine's
+    monotonic clock in nanoseconds, so that one number stands for all ranks' asking until then.
+    """
 
     number: int
     page_count: int

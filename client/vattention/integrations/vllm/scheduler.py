@@ -82,6 +82,7 @@ class VattScheduler(Scheduler):
         self._static_bytes = self.max_num_running_reqs * self.max_model_len * token_bytes
         self._usage, self._usage_due_s = Usage(), float("-inf")
         self._wanted_blocks = 0
+        self._copied_blocks: list[Any] = []
         self._steps_under_way = 0
         self._refused_at_step = -1
         self._ask_admit_after_s = self._say_after_s = float("-inf")
@@ -117,24 +118,47 @@ class VattScheduler(Scheduler):
     def update_from_output(self, *arguments: Any, **named: Any) -> Any:
         with self._lock:
             self._steps_under_way -= 1
+            self._free_copied_blocks()
             outputs = super().update_from_output(*arguments, **named)
             if not self._steps_under_way and not self.has_requests():
                 self._upkeep.wake()
+            self._forget_wish_of_nobody()
             return outputs
 
     def finish_requests(self, *arguments: Any, **named: Any) -> Any:
         with self._lock:
-            return super().finish_requests(*arguments, **named)
+            ended = super().finish_requests(*arguments, **named)
+            self._forget_wish_of_nobody()
+            return ended
 
     def reset_prefix_cache(self, *arguments: Any, **named: Any) -> bool:
         with self._lock:
+            self._free_copied_blocks()
             done: bool = super().reset_prefix_cache(*arguments, **named)
             return done
 
     def shutdown(self) -> None:
         self._queue.close()
         self._upkeep.close()
+        with self._lock:
+            self._ranks.close()
+            self._order_ranks.close()
         super().shutdown()
+
+    # What vLLM's scheduler calls of its own
+
+    def _get_new_block_ids_to_zero(self) -> list[int] | None:
+        """Not those of a request that the same step began and preempted: there is no memory behind them."""
+        blocks = super()._get_new_block_ids_to_zero() or []
+        return [block for block in blocks if self._budget.is_taken(block)] or None
+
+    def _free_cow_retained_blocks(self, blocks: list[Any], fence_seq: int) -> None:
+        """The step that is being scheduled copies these blocks after it has carried out its orders: free them later."""
+        self._copied_blocks += blocks
+
+    def _free_copied_blocks(self) -> None:
+        blocks, self._copied_blocks = self._copied_blocks, []
+        self._pool.free_blocks(blocks)
 
     # What the upkeep calls
 
@@ -174,7 +198,7 @@ class VattScheduler(Scheduler):
         @functools.wraps(stock_allocate)
         def allocate(request: Request, *arguments: Any, **named: Any) -> Any:
             blocks = stock_allocate(request, *arguments, **named)
-            if blocks is None and self._lease_for(request, named.get("reserved_blocks", 0)):
+            if blocks is None and self._lease_for(request, self._spare_blocks(request, **named)):
                 blocks = stock_allocate(request, *arguments, **named)
             if blocks is not None and request.status is not RequestStatus.RUNNING:
                 self._queue.forget()
@@ -182,15 +206,23 @@ class VattScheduler(Scheduler):
 
         manager.allocate_slots, coordinator.get_num_blocks_to_allocate = allocate, count
 
-    def _lease_for(self, request: Request, reserved_blocks: int) -> bool:
+    def _spare_blocks(
+        self, request: Request, reserved_blocks: int = 0, has_scheduled_reqs: bool = True, **_: Any
+    ) -> int:
+        """Free blocks that vLLM wants to see beyond those that it allocates."""
+        if request.status is RequestStatus.RUNNING or not has_scheduled_reqs:
+            return reserved_blocks
+        return reserved_blocks + int(self.kv_cache_manager.watermark_blocks)
+
+    def _lease_for(self, request: Request, spare_blocks: int) -> bool:
         """Lease what the request that vLLM could not serve lacks; did that come?"""
         is_running = request.status is RequestStatus.RUNNING
-        missing = self._wanted_blocks + reserved_blocks - self._pool.get_num_free_blocks()
-        if not is_running:
-            missing += self.kv_cache_manager.watermark_blocks
-        if missing <= 0:
+        missing = self._wanted_blocks + spare_blocks - self._pool.get_num_free_blocks()
+        page_count = self._budget.pages_for(missing) if missing > 0 else 0
+        if not page_count:  # it is not memory that is missing
+            if not is_running:
+                self._queue.forget()
             return False
-        page_count = self._budget.pages_for(missing)
         if is_running:
             if self._refused_at_step == self.current_step:
                 return False
@@ -211,6 +243,10 @@ class VattScheduler(Scheduler):
             self._queue.wish(page_count)
         self._say_waiting(granted.refusal)
         return False
+
+    def _forget_wish_of_nobody(self) -> None:
+        if not self.waiting and not self.kv_holding_waiting:
+            self._queue.forget()
 
     def _say_waiting(self, refusal: str) -> None:
         now_s = time.monotonic()

@@ -48,7 +48,10 @@ class Upkeep:
         pool_pages: int,
         step_pages: int,
     ) -> None:
-        """`step_pages` is what one step of all requests may take; `tidings` bring what vattd wants of each rank."""
+        """`step_pages` is what one step of all requests may take; `tidings` bring what vattd wants of each rank.
+
+        `ranks` and `tidings` are its own, and closed by it.
+        """
         self._budget = budget
         self._account = account
         self._changed = changed
@@ -57,7 +60,8 @@ class Upkeep:
         self._demand.step_pages = step_pages
         woken, self._waker = multiprocessing.Pipe(duplex=False)
         self._sources: list[Connection] = [*tidings, woken]
-        self._background = Background("vattd-vllm-upkeep", self._tend)
+        self._tidings = tidings
+        self._background = Background("vattd-vllm-upkeep", self._tend, self._hang_up)
         self._background.start()
 
     def note_taken(self, page_count: int) -> None:
@@ -71,6 +75,11 @@ class Upkeep:
     def close(self) -> None:
         self._background.stop()
         self.wake()
+
+    def _hang_up(self) -> None:
+        self._ranks.close()
+        for connection in self._tidings:
+            connection.close()
 
     def _tend(self) -> None:
         messages = [source.recv() for source in wait(self._sources, TICK_S) if isinstance(source, Connection)]

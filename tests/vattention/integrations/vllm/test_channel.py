@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,17 @@ def test_the_last_rank_to_close_leaves_no_directory(path: Path) -> None:
     assert path.parent.is_dir()
     second.close()
     assert not path.parent.exists()
+
+
+def test_a_port_that_closes_hangs_up_on_everybody_and_leaves_no_thread(path: Path, port: Port) -> None:
+    line, hearing = Line(path), Line(path).subscribe()
+    assert line.call("there") == "there"
+    port.close()
+    with pytest.raises((EOFError, OSError)):
+        line.call("still there?")
+    with pytest.raises((EOFError, OSError)):
+        hearing.recv()
+    for thread in threading.enumerate():
+        if thread.name in ("vattd-vllm-port", "vattd-vllm-serve"):
+            thread.join(10)
+            assert not thread.is_alive()

@@ -39,7 +39,7 @@ def test_clusters_are_as_a_look_at_every_block_says(
 
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 10), st.integers(0, 40))
-def test_room_is_never_more_than_so_many_clusters_can_give(
+def test_room_is_what_so_many_clusters_can_give_and_no_block_less(
     block_count: int, cluster_blocks: int, cluster_count: int, taken: int
 ) -> None:
     clusters = Clusters(block_count, cluster_blocks)
@@ -49,6 +49,9 @@ def test_room_is_never_more_than_so_many_clusters_can_give(
     for _ in range(clusters.room(cluster_count)):
         clusters.take()
     assert clusters.open_count <= opened + cluster_count
+    if clusters.bare_count:
+        clusters.take()
+        assert clusters.open_count > opened + cluster_count
 
 
 def test_what_is_not_taken_cannot_be_dropped_and_no_more_taken_than_there_is() -> None:
