@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vatt.usage import Usage
@@ -84,6 +85,15 @@ class Wanted:
     number: int
     page_count: int
     depth: Depth
+
+    @classmethod
+    def of_all(cls, asked: Sequence[Wanted]) -> Wanted:
+        """What meets all of these: every rank gives what one is asked for."""
+        return cls(
+            max(each.number for each in asked),
+            max(each.page_count for each in asked),
+            Depth.RUNNING if any(each.depth is Depth.RUNNING for each in asked) else Depth.IDLE,
+        )
 
 
 @dataclass(frozen=True, slots=True)

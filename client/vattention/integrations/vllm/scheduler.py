@@ -8,7 +8,6 @@ does without vattd when it gets none.
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 from vllm.v1.core import kv_cache_coordinator
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
@@ -27,25 +27,18 @@ from vattention.integrations.vllm.admission_queue import AdmissionQueue
 from vattention.integrations.vllm.block_pool import PagedBlockPool
 from vattention.integrations.vllm.budget import Budget
 from vattention.integrations.vllm.channel import socket_path
+from vattention.integrations.vllm.leasing import Leasing
 from vattention.integrations.vllm.messages import Depth, Orders, Wanted
 from vattention.integrations.vllm.options import Options
 from vattention.integrations.vllm.ranks import Ranks
 from vattention.integrations.vllm.upkeep import Upkeep
-from vattention.integrations.vllm.usage import usage_of
-from vattention.page_source import LeasePurpose
-
-log = logging.getLogger(__name__)
+from vattention.integrations.vllm.usage import UsageMeter
 
 # The attribute of SchedulerOutput that carries orders to the workers.
 ORDERS = "vattd_orders"
-# After vattd refused a new request, steps leave it alone for so long: the admission queue waits there meanwhile.
-REFUSED_REST_S = 0.1
 # With nothing to run, a step waits so long for memory.
 STARVED_WAIT_S = 0.01
-# To count what requests hold takes milliseconds where they hold tens of thousands of blocks.
 USAGE_EVERY_S = 1.0
-# How often it is said that requests wait for memory.
-SAY_EVERY_S = 10.0
 
 
 class VattScheduler(Scheduler):
@@ -78,17 +71,15 @@ class VattScheduler(Scheduler):
         self._pool: PagedBlockPool = self.kv_cache_manager.block_pool
         self._managers = self.kv_cache_manager.coordinator.single_type_managers
         self._rank_count, self._block_bytes = len(paths), facts.geometry.block_bytes
-        token_bytes = sum(self._block_bytes // manager.block_size for manager in self._managers)
-        self._static_bytes = self.max_num_running_reqs * self.max_model_len * token_bytes
-        self._usage, self._usage_due_s = Usage(), float("-inf")
+        reserved_tokens = self.max_num_running_reqs * self.max_model_len
+        self._meter = UsageMeter(self._managers, self._block_bytes, reserved_tokens, USAGE_EVERY_S)
         self._wanted_blocks = 0
         self._copied_blocks: list[Any] = []
         self._steps_under_way = 0
-        self._refused_at_step = -1
-        self._ask_admit_after_s = self._say_after_s = float("-inf")
         self._withdrawn_pages = 0  # that vattd wants, although requests use them
         self._watch_allocations()
         self._queue = AdmissionQueue(self._budget, self._changed, queue_ranks)
+        self._leasing = Leasing(self._budget, self._ranks, self._queue)
         self._upkeep = Upkeep(
             self._budget,
             self,
@@ -178,14 +169,15 @@ class VattScheduler(Scheduler):
     def flush(self) -> None:
         if self._steps_under_way:
             return  # the workers are not where the orders are for: a coming step takes them along
-        told = self._usage
+        told = self._meter.last
         if self._measured_usage() != told or self._budget.has_orders:
             self._order_ranks.carry_out(self._orders())
 
     # Inside
 
     def _watch_allocations(self) -> None:
-        """Ask vattd for pages where vLLM finds too few blocks, and let it try again."""
+        """Ask vattd for pages where vLLM finds too few blocks, and let it try again. What it counted last before it
+        gave up is what it lacks."""
         manager, coordinator = self.kv_cache_manager, self.kv_cache_manager.coordinator
         stock_allocate: Callable[..., Any] = manager.allocate_slots
         stock_count: Callable[..., int] = coordinator.get_num_blocks_to_allocate
@@ -198,7 +190,7 @@ class VattScheduler(Scheduler):
         @functools.wraps(stock_allocate)
         def allocate(request: Request, *arguments: Any, **named: Any) -> Any:
             blocks = stock_allocate(request, *arguments, **named)
-            if blocks is None and self._lease_for(request, self._spare_blocks(request, **named)):
+            if blocks is None and self._lease_for(request, **named):
                 blocks = stock_allocate(request, *arguments, **named)
             if blocks is not None and request.status is not RequestStatus.RUNNING:
                 self._queue.forget()
@@ -206,53 +198,20 @@ class VattScheduler(Scheduler):
 
         manager.allocate_slots, coordinator.get_num_blocks_to_allocate = allocate, count
 
-    def _spare_blocks(
-        self, request: Request, reserved_blocks: int = 0, has_scheduled_reqs: bool = True, **_: Any
-    ) -> int:
-        """Free blocks that vLLM wants to see beyond those that it allocates."""
-        if request.status is RequestStatus.RUNNING or not has_scheduled_reqs:
-            return reserved_blocks
-        return reserved_blocks + int(self.kv_cache_manager.watermark_blocks)
-
-    def _lease_for(self, request: Request, spare_blocks: int) -> bool:
-        """Lease what the request that vLLM could not serve lacks; did that come?"""
-        is_running = request.status is RequestStatus.RUNNING
-        missing = self._wanted_blocks + spare_blocks - self._pool.get_num_free_blocks()
-        page_count = self._budget.pages_for(missing) if missing > 0 else 0
-        if not page_count:  # it is not memory that is missing
-            if not is_running:
-                self._queue.forget()
-            return False
-        if is_running:
-            if self._refused_at_step == self.current_step:
-                return False
-            purpose = LeasePurpose.GROW
-        else:
-            if time.monotonic() < self._ask_admit_after_s:
-                self._queue.wish(page_count)
-                return False
-            purpose = LeasePurpose.ADMIT
-        granted = self._ranks.lease(page_count, page_count, purpose)
-        if granted.page_count:
-            self._budget.lend(granted.page_count)
-            return True
-        if is_running:
-            self._refused_at_step = self.current_step
-        else:
-            self._ask_admit_after_s = time.monotonic() + REFUSED_REST_S
-            self._queue.wish(page_count)
-        self._say_waiting(granted.refusal)
-        return False
+    def _lease_for(
+        self, request: Request, *, reserved_blocks: int = 0, has_scheduled_reqs: bool = True, **_: Any
+    ) -> bool:
+        """Lease what the request lacks that vLLM has just refused; did it come? The named arguments are vLLM's."""
+        missing = self._wanted_blocks + reserved_blocks - self._pool.get_num_free_blocks()
+        if request.status is RequestStatus.RUNNING:
+            return missing > 0 and self._leasing.for_running(missing, self.current_step)
+        if has_scheduled_reqs:
+            missing += self.kv_cache_manager.watermark_blocks
+        return missing > 0 and self._leasing.for_new(missing)
 
     def _forget_wish_of_nobody(self) -> None:
         if not self.waiting and not self.kv_holding_waiting:
             self._queue.forget()
-
-    def _say_waiting(self, refusal: str) -> None:
-        now_s = time.monotonic()
-        if now_s >= self._say_after_s:
-            self._say_after_s = now_s + SAY_EVERY_S
-            log.warning("vattd: requests wait for memory or are preempted: %s", refusal)
 
     def _preempt_for_vattd(self) -> None:
         """Preempt requests, the latest first, until what vattd wants of running ones is free; and give it back."""
@@ -262,11 +221,18 @@ class VattScheduler(Scheduler):
             if self._pool.idle_count:
                 self._pool.evict_idle(missing)
             else:
-                request = self.running.pop()
+                request = self._latest_running()
+                self.running.remove(request)
                 self._preempt_request(request, time.monotonic(), drop_stale_output=self.requires_kv_delivery)
                 # It may be resumed by the step that is scheduled now: to the workers it is a new one then.
                 self.prev_step_scheduled_req_ids.discard(request.request_id)
             missing -= self._budget.give_up(missing)
+
+    def _latest_running(self) -> Request:
+        """Whom vLLM would preempt."""
+        if self.policy is SchedulingPolicy.PRIORITY:
+            return max(self.running, key=lambda request: (request.priority, request.arrival_time))
+        return self.running[-1]
 
     def _keep_cache_budget(self) -> None:
         if self._vattd.prefix_cache_bytes is not None:
@@ -277,24 +243,9 @@ class VattScheduler(Scheduler):
         return self._budget.orders(max(0, idle_pages), self._measured_usage())
 
     def _measured_usage(self) -> Usage:
-        """What requests hold on each rank, not older than a moment: to count all blocks in each step costs too much."""
-        now_s = time.monotonic()
-        if now_s >= self._usage_due_s:
-            self._usage_due_s = now_s + USAGE_EVERY_S
-            lengths = {number: request.num_computed_tokens for number, request in self.requests.items()}
-            self._usage = sum(
-                (
-                    usage_of(
-                        {number: len_ for number, len_ in lengths.items() if number in manager.req_to_blocks},
-                        manager.req_to_blocks,
-                        manager.block_size,
-                        self._block_bytes,
-                    )
-                    for manager in self._managers
-                ),
-                Usage(static_reservation_bytes=self._static_bytes),
-            )
-        return self._usage
+        return self._meter.measure(
+            lambda: {name: request.num_computed_tokens for name, request in self.requests.items()}, time.monotonic()
+        )
 
 
 class VattAsyncScheduler(VattScheduler, AsyncScheduler):

@@ -83,11 +83,11 @@ class Upkeep:
 
     def _tend(self) -> None:
         messages = [source.recv() for source in wait(self._sources, TICK_S) if isinstance(source, Connection)]
+        wanted = [message for message in messages if isinstance(message, Wanted)]
         with self._changed:
-            for message in messages:
-                if isinstance(message, Wanted):
-                    self._demand.forget()
-                    self._account.give_up(message)
+            if wanted:
+                self._demand.forget()
+                self._account.give_up(Wanted.of_all(wanted))
             short_pages = self._balance()
             self._account.flush()
         if short_pages:

@@ -7,12 +7,12 @@ before each step. Attention kernels and model runners (V1 and V2) are vLLM's own
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from vllm.v1.kv_cache_interface import KVCacheConfig, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import KVCacheConfig, SlidingWindowSpec, UniformTypeKVCacheSpecs
 from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.gpu import attn_utils
 from vllm.v1.worker.gpu_worker import Worker
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 RUNNER_MODULES = (gpu_model_runner, attn_utils)
 # Blocks come in multiples of this, so that layers that lie one after the other begin on a page.
 BLOCKS_MULTIPLE = 64
+# How long a lease waits for a vattd that is being started anew: the scheduler stands still meanwhile.
+PATIENCE_S = 1.0
 
 
 class VattWorker(Worker):
@@ -54,6 +56,8 @@ class VattWorker(Worker):
         def allocate(config: KVCacheConfig, *arguments: Any, **named: Any) -> dict[str, torch.Tensor]:
             if self._kv_memory is not None:
                 raise InvalidRequest("this model has several KV caches: vattd can lend to one")
+            if self._session.device_uuid != "host":
+                refuse_windows(config)
             geometry = geometry_of(config, self._session.page_size_bytes)
             self._kv_memory = KVMemory(self._session, geometry, path)
             views: dict[str, torch.Tensor] = stock_allocate(config, torch.device("meta"), *arguments[1:], **named)
@@ -79,6 +83,15 @@ class VattWorker(Worker):
             session.close()
 
 
+def refuse_windows(config: KVCacheConfig) -> None:
+    """Blocks before a sliding window lose their memory, and GPU kernels read whole tiles, which may begin in one."""
+    if any(isinstance(spec, SlidingWindowSpec) for group in config.kv_cache_groups for spec in _specs_of(group)):
+        raise InvalidRequest(
+            "this model has layers with a sliding window, whose kernels may read what is before it on a GPU: give "
+            "--disable-hybrid-kv-cache-manager, so that those layers keep all of their blocks"
+        )
+
+
 def geometry_of(config: KVCacheConfig, page_size_bytes: int) -> BlockGeometry:
     """Where the blocks of all of a cache's layers lie. Raises InvalidRequest for caches of several pools."""
     stripes: list[Stripe] = []
@@ -102,6 +115,11 @@ def _spec_of(config: KVCacheConfig, layer: str) -> Any:
     return spec.kv_cache_specs[layer] if isinstance(spec, UniformTypeKVCacheSpecs) else spec
 
 
+def _specs_of(group: Any) -> Iterable[Any]:
+    spec = group.kv_cache_spec
+    return spec.kv_cache_specs.values() if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
+
+
 def _new_blocks(scheduler_output: Any) -> list[int]:
     """The blocks that a step made by hand uses for the first time."""
     new = [request.block_ids for request in scheduler_output.scheduled_new_reqs]
@@ -111,7 +129,11 @@ def _new_blocks(scheduler_output: Any) -> list[int]:
 
 def _connect(options: Options) -> Session:
     return Session.connect(
-        options.tenant, device=options.device, socket_dir=options.socket_dir, client_name="vattention-vllm"
+        options.tenant,
+        device=options.device,
+        socket_dir=options.socket_dir,
+        client_name="vattention-vllm",
+        patience_s=PATIENCE_S,
     )
 
 
