@@ -49,7 +49,7 @@ class Spec:
     passes: int = 1
     seed: int = 1
     watch: bool = False  # look at blocks and pages after every step; the engine must be in this process
-    idle_s: float = 0.0  # wait so long at the end, and tell what is held then
+    idle_s: float = 0.0  # stay so long at the end, without a request; with `watch`, until nothing is held without need
     interpret_triton: bool = False  # run the Triton kernels of model runner V2 in Triton's interpreter
 
 
@@ -99,10 +99,18 @@ def run(spec: Spec) -> Report:
             report.logprobs.append([next(iter(each.values())).logprob for each in output.logprobs])
     report.duration_s = time.perf_counter() - began_s
     tell(IDLE)
-    if spec.idle_s:
-        time.sleep(spec.idle_s)  # nothing tells when an engine that does nothing has given everything back
-        report.idle = held(llm.llm_engine.engine_core.engine_core) if spec.watch else {}
+    if spec.watch and spec.idle_s:
+        report.idle = held_when_idle(llm.llm_engine.engine_core.engine_core, time.monotonic() + spec.idle_s)
+    elif spec.idle_s:
+        time.sleep(spec.idle_s)
     return report
+
+
+def held_when_idle(core: Any, deadline_s: float) -> dict[str, int]:
+    """What is held once that is no more than blocks need, or at the deadline. Nothing tells when it is so."""
+    while (now := held(core))["leased_pages"] > now["needed_pages"] and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    return now
 
 
 def watch(core: Any, report: Report) -> None:
@@ -135,6 +143,7 @@ def held(core: Any) -> dict[str, int]:
         "needed_pages": memory.needed_pages,
         "mapped_pages": memory.mapped_pages,
         "leased_pages": worker._session.leased_pages,
+        "pool_pages": worker._session.pool_pages,
         "page_size_bytes": worker._session.page_size_bytes,
     }
 
