@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -94,6 +95,7 @@ class ChatEngine:
             undo.callback(self._worker.close)
             if session is not None:
                 session.on_pressure = self._give_up_pages
+            self._closing = threading.Lock()
             self._close = undo.pop_all()
         self._session = session
         self._cache_name = "vattention" if vattention_enabled else "DynamicCache"
@@ -145,8 +147,10 @@ class ChatEngine:
         return self._worker.call(self._stats)
 
     def close(self) -> None:
-        """End every answer, give all memory back and detach from vattd. Idempotent."""
-        self._close.close()
+        """End every answer, give all memory back and detach from vattd. Idempotent; whoever calls waits until it is
+        done."""
+        with self._closing:  # in order: nothing is unmapped before the thread that computes has ended
+            self._close.close()
 
     def __enter__(self) -> ChatEngine:
         return self
