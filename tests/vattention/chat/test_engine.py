@@ -12,24 +12,13 @@ import torch
 
 from tests.daemon import Vattd
 from tests.vattention.chat.conftest import MakeEngine, SlowDown
-from tests.vattention.chat.tiny_chat import CONTEXT_LENGTH, alone, save_model
+from tests.vattention.chat.tiny_chat import CONTEXT_LENGTH, assert_answered_as_alone, save_model
 from vatt.errors import Closed, DaemonUnreachable, InvalidRequest, TooBusy
 from vattention.chat import Answer, ChatEngine, ContextFull, FinishReason, Message, Sampling
 from vattention.chat.draft import Draft
 from vattention.session import SessionState
 
 SHORT = Sampling(max_tokens=24)
-
-
-def assert_answered_as_alone(folder: Path, answer: Answer) -> None:
-    """Waits for the answer."""
-    answer.wait()
-    assert answer.ending is not None
-    written, prompt_length = answer.ending.written, answer.counts.prompt
-    assert written is not None
-    prompt, answered = list(written.token_ids[:prompt_length]), list(written.token_ids[prompt_length:])
-    assert answered == alone(folder, prompt, len(answered))
-    assert len(answered) == answer.counts.generated > 0
 
 
 @pytest.mark.parametrize("vattention_enabled", [True, False], ids=["vattention", "dynamic_cache"])
