@@ -221,10 +221,15 @@ def _vattd_device(place: torch.device) -> str:
 
 
 def _context_length(model: LanguageModel, asked: int | None) -> int:
+    most = model.context_length
     if asked is None:
-        return model.context_length
-    if not 2 <= as_integer(asked, "max_context_length") <= model.context_length:
-        raise InvalidRequest(
-            f"max_context_length is {asked}: {model.name} was made for 2 to {model.context_length} tokens"
-        )
+        if most is None:
+            raise InvalidRequest(
+                f"{model.name} does not say how long its context is: give max_context_length, or --max-context"
+            )
+        return most
+    if as_integer(asked, "max_context_length") < 2:
+        raise InvalidRequest(f"max_context_length is {asked}: a prompt and an answer need 2 tokens at least")
+    if most is not None and asked > most:
+        raise InvalidRequest(f"max_context_length is {asked}: {model.name} was made for 2 to {most} tokens")
     return asked
