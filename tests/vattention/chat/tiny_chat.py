@@ -94,6 +94,17 @@ def alone(folder: Path, token_ids: Sequence[int], new_tokens: int) -> list[int]:
     return answer[:-1] if answer and answer[-1] == model.config.eos_token_id else answer
 
 
+def likeliest(folder: Path, token_ids: Sequence[int], answered: Sequence[int]) -> list[int]:
+    """In one pass: the model's token after the prompt, and after each of the answer's but the last.
+
+    It is the answer if that is greedy: each token is the likeliest after those before it. Faster than `alone`.
+    """
+    with torch.inference_mode():
+        logits = _loaded(folder)(torch.tensor([[*token_ids, *answered[:-1]]])).logits[0, len(token_ids) - 1 :]
+    found: list[int] = logits.argmax(dim=-1).tolist()
+    return found
+
+
 def assert_answered_as_alone(folder: Path, answer: Answer) -> None:
     """Waits for the answer."""
     answer.wait()
