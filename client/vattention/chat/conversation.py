@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from vatt.errors import InvalidRequest
+from vatt.errors import Closed, InvalidRequest
 from vattention.chat.answer import Answer, FinishReason
 from vattention.chat.prefix import Prefix
 from vattention.chat.prompt import ASSISTANT, SYSTEM, USER, Message, Written
@@ -38,6 +38,7 @@ class Conversation:
         self._said: Message | None = None
         self._answer: Answer | None = None
         self._known: Written | None = None
+        self._is_closed = False
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -54,8 +55,10 @@ class Conversation:
         """Have the model answer. After an error, or a cancelled answer, the conversation goes on as any other time.
 
         Raises InvalidRequest while another answer is being written, ContextFull where no token would fit, TooBusy where
-        too many wait, Draining or SessionEvicted where an operator wants no new requests.
+        too many wait, Draining or SessionEvicted where an operator wants no new requests, Closed after close().
         """
+        if self._is_closed:
+            raise Closed("the conversation is closed: begin a new one")
         self._settle()
         if self._answer is not None:
             raise InvalidRequest("an answer is being written: read it to its end, or cancel() it and read on")
@@ -65,7 +68,8 @@ class Conversation:
         return self._answer
 
     def close(self) -> None:
-        """Give its memory back. The messages stay readable."""
+        """Give its memory back. The messages stay readable. Idempotent."""
+        self._is_closed = True
         if self._answer is not None:
             self._answer.cancel()
         self._answerer.forget(self._prefix)

@@ -93,8 +93,12 @@ class Draft:
         return None
 
     def end(self, finish: Finish) -> None:
-        """Show what was held back, and tell the answer."""
-        self.answer.add(self._pieces.finish())
+        """Show what was held back, and tell the answer: whoever reads it waits for that."""
+        try:
+            self.answer.add(self._pieces.finish())
+        except Exception as error:  # noqa: BLE001  a tokenizer that cannot read what the model wrote
+            if finish.reason is not FinishReason.FAILED:
+                finish = Finish(FinishReason.FAILED, str(error), error)
         counts = TokenCounts(
             prompt=self._prompt.length,
             reused=self._reused,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -94,6 +95,7 @@ class ChatEngine:
             undo.callback(self._worker.close)
             if session is not None:
                 session.on_pressure = self._give_up_pages
+            self._closing = threading.Lock()
             self._close = undo.pop_all()
         self._session = session
         self._cache_name = "vattention" if vattention_enabled else "DynamicCache"
@@ -145,8 +147,10 @@ class ChatEngine:
         return self._worker.call(self._stats)
 
     def close(self) -> None:
-        """End every answer, give all memory back and detach from vattd. Idempotent."""
-        self._close.close()
+        """End every answer, give all memory back and detach from vattd. Idempotent; whoever calls waits until it is
+        done."""
+        with self._closing:  # in order: nothing is unmapped before the thread that computes has ended
+            self._close.close()
 
     def __enter__(self) -> ChatEngine:
         return self
@@ -217,10 +221,15 @@ def _vattd_device(place: torch.device) -> str:
 
 
 def _context_length(model: LanguageModel, asked: int | None) -> int:
+    most = model.context_length
     if asked is None:
-        return model.context_length
-    if not 2 <= as_integer(asked, "max_context_length") <= model.context_length:
-        raise InvalidRequest(
-            f"max_context_length is {asked}: {model.name} was made for 2 to {model.context_length} tokens"
-        )
+        if most is None:
+            raise InvalidRequest(
+                f"{model.name} does not say how long its context is: give max_context_length, or --max-context"
+            )
+        return most
+    if as_integer(asked, "max_context_length") < 2:
+        raise InvalidRequest(f"max_context_length is {asked}: a prompt and an answer need 2 tokens at least")
+    if most is not None and asked > most:
+        raise InvalidRequest(f"max_context_length is {asked}: {model.name} was made for 2 to {most} tokens")
     return asked

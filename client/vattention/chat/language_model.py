@@ -41,9 +41,9 @@ class LanguageModel:
         return cls(name, model.to(device).eval(), tokenizer, device)
 
     @property
-    def context_length(self) -> int:
-        """Tokens that the model was made for."""
-        length: int = self.model.config.get_text_config(decoder=True).max_position_embeddings
+    def context_length(self) -> int | None:
+        """Tokens that the model was made for; None where it does not say."""
+        length: int | None = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         return length
 
     def logits_after(self, token_ids: Sequence[int], cache: Cache) -> torch.Tensor:

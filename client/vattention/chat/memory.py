@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol
 
-import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from vatt.usage import Usage
-from vattention.integrations.transformers import VattCache
+from vatt.errors import InvalidRequest
+from vattention.chat.tensor_layers import TensorLayers
+from vattention.integrations.transformers import ModelShape, VattCache
 from vattention.layout import Layout
 from vattention.memory_report import MemoryReport
 from vattention.session import Session
@@ -47,7 +48,10 @@ class Memory(Protocol):
 
 
 class LentMemory:
-    """Slots of one KVCache, so that all conversations share its addresses and its one background thread."""
+    """Slots of one KVCache, so that all conversations share its addresses and its one background thread.
+
+    Layers with a sliding window are beside it, in tensors that each conversation has of its own.
+    """
 
     def __init__(
         self,
@@ -60,10 +64,16 @@ class LentMemory:
         self.slot_count = slot_count
         self.max_context_length = max_context_length
         self._session = session
+        try:
+            ModelShape.of(model.config)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{error}: here, --no-vattention or vattention_enabled=False") from error
         # It owns the KVCache and never takes a slot itself.
         self._owner = VattCache.for_model(
             model, session, max_batch_size=slot_count, max_context_length=max_context_length, layout=layout
         )
+        has_windows = any(self._owner.is_sliding)
+        self._windows = TensorLayers.of(model, only_windows=True) if has_windows else TensorLayers({})
 
     def new_cache(self) -> VattCache:
         return self._owner.beside()
@@ -85,7 +95,10 @@ class LentMemory:
         return self._owner.kv_cache.idle_pages() + self._session.pages.page_count
 
     def report(self, caches: Iterable[Cache]) -> MemoryReport:
-        return self._owner.kv_cache.memory_report()
+        paged = self._owner.kv_cache.usage()
+        in_bytes = replace(paged, mapped_pages=paged.mapped_pages * self._session.page_size_bytes)
+        windows = self._windows.usage(caches, self.slot_count, self.max_context_length)
+        return MemoryReport.of(in_bytes + windows, 1, _baseline(self))
 
     def close(self) -> None:
         self._owner.close()
@@ -98,7 +111,7 @@ class OwnMemory:
         self.slot_count = slot_count
         self.max_context_length = max_context_length
         self._config = model.config
-        self._token_bytes = _measured_token_bytes(model)
+        self._layers = TensorLayers.of(model)
 
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self._config)
@@ -119,38 +132,15 @@ class OwnMemory:
         return 0
 
     def report(self, caches: Iterable[Cache]) -> MemoryReport:
-        held_bytes = token_bytes = paged16_bytes = paged256_bytes = 0
-        for cache in caches:
-            length = cache.get_seq_length()
-            held_bytes += sum(tensor.untyped_storage().nbytes() for tensor in _tensors(cache))
-            token_bytes += sum(tensor.nbytes for tensor in _tensors(cache))
-            paged16_bytes += -(-length // 16) * 16 * self._token_bytes
-            paged256_bytes += -(-length // 256) * 256 * self._token_bytes
-        usage = Usage(
-            mapped_pages=held_bytes,  # in pages of a byte
-            token_bytes=token_bytes,
-            static_reservation_bytes=self.slot_count * self.max_context_length * self._token_bytes,
-            paged16_bytes=paged16_bytes,
-            paged256_bytes=paged256_bytes,
-        )
-        baseline = f"static reservation of {self.slot_count} slots x {self.max_context_length} tokens"
-        return MemoryReport.of(usage, 1, baseline)
+        usage = self._layers.usage(caches, self.slot_count, self.max_context_length)
+        return MemoryReport.of(usage, 1, _baseline(self))
 
     def close(self) -> None:
         """The tensors end with their caches."""
 
 
-def _measured_token_bytes(model: PreTrainedModel) -> int:
-    """What one token takes in a DynamicCache of this model, found by computing one."""
-    cache = DynamicCache(config=model.config)
-    with torch.inference_mode():
-        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), past_key_values=cache)
-    return sum(tensor.nbytes for tensor in _tensors(cache))
-
-
-def _tensors(cache: Cache) -> list[torch.Tensor]:
-    pairs = ((getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers)
-    return [tensor for pair in pairs for tensor in pair if tensor is not None]
+def _baseline(memory: Memory) -> str:
+    return f"static reservation of {memory.slot_count} slots x {memory.max_context_length} tokens"
 
 
 def _vatt(cache: Cache) -> VattCache:

@@ -138,12 +138,9 @@ class Scheduler:
     def _admit(self) -> None:
         while self._waiting and len(self._running) < max(1, self._most_running):
             draft = self._waiting.pop(0)
-            prefix = self._owners[draft]
-            if prefix is None:
-                prefix = self._best_prefix(draft)
             self._running.append(draft)
             try:
-                draft.enter(prefix)
+                draft.enter(self._owners[draft] or self._best_prefix(draft))
             except Exception as error:  # noqa: BLE001  as in step(): a device that does not answer, say
                 self._fail(draft, error)
 

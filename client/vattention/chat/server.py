@@ -198,7 +198,8 @@ def _event(data: dict[str, Any]) -> str:
 
 
 def _tell(error: WireError) -> Response:
-    return JSONResponse(error.body, error.status)
+    """In ASCII: what it repeats of a request may be half a character, which is JSON and no text."""
+    return Response(json.dumps(error.body), error.status, media_type="application/json")
 
 
 async def _tell_wire_error(request: Request, error: WireError) -> Response:

@@ -12,13 +12,13 @@ from vattention.memory_report import MemoryReport
 class ChatStats:
     """Counted now, from what is mapped and from the conversations' lengths. Sizes are in MiB (2**20 bytes).
 
-    Memory that finished conversations left mapped for the next ones counts as held. With `cache` "DynamicCache" it is
-    the bytes of its tensors' storage.
+    Memory that finished conversations left mapped for the next ones counts as held. Tensors, which is all that
+    "DynamicCache" has, and where layers with a sliding window are, count as their storage.
     """
 
     baseline: str  # what is compared with, in words
     baseline_memory_mb: float  # what that takes
-    optimized_memory_mb: float  # keys and values of all conversations: pages mapped, or tensors
+    optimized_memory_mb: float  # keys and values of all conversations: pages mapped, and tensors
     memory_saved_mb: float  # baseline - optimized
     memory_savings_percent: float  # of the baseline
     utilization: float  # the part of what is held that tokens fill, 0 to 1; 0 where nothing is held

@@ -56,7 +56,10 @@ class Worker:
             if not self._is_closed:
                 self._is_closed = True
                 self._inbox.put(None)
-        self._thread.join()
+        try:
+            self._thread.join()
+        finally:  # interrupted or not: what it computes on is given back next
+            self._thread.join()
 
     def _put(self, command: Command) -> None:
         with self._lock:

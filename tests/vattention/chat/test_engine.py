@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 
 from tests.daemon import Vattd
 from tests.vattention.chat.conftest import MakeEngine, SlowDown
-from tests.vattention.chat.tiny_chat import CONTEXT_LENGTH, alone, save_model
+from tests.vattention.chat.tiny_chat import CONTEXT_LENGTH, assert_answered_as_alone, save_model
 from vatt.errors import Closed, DaemonUnreachable, InvalidRequest, TooBusy
-from vattention.chat import Answer, ContextFull, FinishReason, Message, Sampling
+from vattention.chat import Answer, ChatEngine, ContextFull, FinishReason, Message, Sampling
 from vattention.chat.draft import Draft
+from vattention.session import SessionState
 
 SHORT = Sampling(max_tokens=24)
-
-
-def assert_answered_as_alone(folder: Path, answer: Answer) -> None:
-    """Waits for the answer."""
-    answer.wait()
-    assert answer.ending is not None
-    written, prompt_length = answer.ending.written, answer.counts.prompt
-    assert written is not None
-    prompt, answered = list(written.token_ids[:prompt_length]), list(written.token_ids[prompt_length:])
-    assert answered == alone(folder, prompt, len(answered))
-    assert len(answered) == answer.counts.generated > 0
 
 
 @pytest.mark.parametrize("vattention_enabled", [True, False], ids=["vattention", "dynamic_cache"])
@@ -207,6 +200,34 @@ def test_an_error_of_the_model_ends_that_answer_only(
     assert_answered_as_alone(llama, conversation.say("y" * 20, SHORT))
 
 
+def test_an_answer_ends_although_its_tokens_cannot_be_read(
+    make_engine: MakeEngine, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(llama)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._model.tokenizer, "decode", fail)
+        answer = engine.new_conversation().say("Hello", SHORT)
+        with pytest.raises(RuntimeError, match="no such thing"):
+            answer.wait()
+    assert_answered_as_alone(llama, engine.new_conversation().say("Hello", SHORT))
+
+
+def test_an_answer_that_finds_no_cache_ends_with_the_error(
+    make_engine: MakeEngine, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(llama)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._memory, "new_cache", fail)
+        answer = engine.answer([Message("user", "Hello")], SHORT)
+        with pytest.raises(RuntimeError, match="no such thing"):
+            answer.wait()
+    assert_answered_as_alone(llama, engine.answer([Message("user", "Hello")], SHORT))
+
+
+def fail(*arguments: object, **options: object) -> NoReturn:
+    raise RuntimeError("no such thing")
+
+
 def test_too_many_waiting_answers_are_refused(make_engine: MakeEngine, llama: Path, slow_down: SlowDown) -> None:
     engine = make_engine(llama, max_conversations=1, max_waiting=1)
     full_speed = slow_down(engine)
@@ -268,6 +289,68 @@ def test_a_closed_conversation_gives_its_slot_back(make_engine: MakeEngine, llam
         one.close()
     answer.wait()
     assert engine.stats().slots_held == 0
+    assert conversation.messages[0] == Message("user", "Hello")
+    with pytest.raises(Closed, match="begin a new one"):
+        conversation.say("Still there?", SHORT)
+
+
+class HeldStep:
+    """The next step of an engine's is under way until `end()`, and then fails."""
+
+    def __init__(self, engine: ChatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._begun, self._ended = threading.Event(), threading.Event()
+        monkeypatch.setattr(engine._model, "logits_after", self._compute)
+        self.answer = engine.new_conversation().say("Hello", SHORT)
+        self._begun.wait()
+
+    def _compute(self, *arguments: object) -> NoReturn:
+        self._begun.set()
+        self._ended.wait()
+        raise RuntimeError("the step was ended")
+
+    def end(self) -> None:
+        self._ended.set()
+
+
+def test_no_close_returns_while_a_step_is_under_way(
+    make_engine: MakeEngine, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(llama)
+    step = HeldStep(engine, monkeypatch)
+    with ThreadPoolExecutor() as threads:
+        closing = [threads.submit(engine.close) for _ in range(2)]
+        returned = wait(closing, timeout=0.2, return_when=FIRST_COMPLETED).done
+        step.end()
+    assert not returned
+    with pytest.raises(RuntimeError, match="the step was ended"):
+        step.answer.wait()
+
+
+def test_an_interrupted_close_waits_for_the_step_that_is_under_way(
+    make_engine: MakeEngine, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(llama)
+    step = HeldStep(engine, monkeypatch)
+    thread = engine._worker._thread
+    join = thread.join
+
+    def join_the_second_time() -> None:
+        step.end()
+        join()
+
+    joins = iter([interrupt, join_the_second_time])
+    monkeypatch.setattr(thread, "join", lambda: next(joins)())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            engine.close()
+        assert not thread.is_alive()
+    finally:
+        step.end()
+    assert engine.session_state is SessionState.CLOSED
+
+
+def interrupt() -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def test_what_makes_no_sense_is_refused(make_engine: MakeEngine, llama: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.daemon import Vattd
 from tests.operator import operator
 from tests.vattention.chat.conftest import SMALL_PAGE_BYTES, SMALL_POOL_BYTES, MakeEngine
-from tests.vattention.chat.tiny_chat import alone
+from tests.vattention.chat.tiny_chat import likeliest
 from vatt.errors import InvalidRequest
 from vattention.chat import Answer, FinishReason, Message, Sampling
 from vattention.page_source import LeasePurpose
@@ -25,7 +25,7 @@ def assert_right_as_far_as_it_goes(folder: Path, answer: Answer) -> None:
     written, prompt_length = answer.ending.written, answer.counts.prompt
     assert written is not None
     prompt, answered = list(written.token_ids[:prompt_length]), list(written.token_ids[prompt_length:])
-    assert answered == (alone(folder, prompt, len(answered)) if answered else [])
+    assert answered == (likeliest(folder, prompt, answered) if answered else [])
 
 
 def test_answers_that_do_not_fit_together_are_written_one_after_the_other(

@@ -117,6 +117,9 @@ def test_other_mistakes_are_told_in_openais_form(client: OpenAI, address: str, m
     assert deep.status_code == 400
     half = json.dumps({"model": model, "messages": [{"role": "user", "content": "\ud800"}]})
     assert httpx.post(url, content=half, headers={"content-type": "application/json"}).status_code == 400
+    half_a_name = httpx.post(url, content='{"\\ud800": 1}', headers={"content-type": "application/json"})
+    assert half_a_name.status_code == 400
+    assert half_a_name.json()["error"]["param"] == "\ud800"
     assert httpx.post(url, content="{}", headers={"content-type": "text/plain"}).status_code == 415
     assert httpx.get(url).json()["error"]["message"].startswith("GET /v1/chat/completions: Method Not Allowed")
     assert httpx.get(f"{address}/v1/nothing").status_code == 404

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -24,7 +26,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from vattention.chat import Answer
+
 CONTEXT_LENGTH = 512
+WINDOW = 16  # tokens
 SPECIAL = ["<|end|>", "<|turn|>"]
 TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message.role }}: {{ message.content }}<|end|>{% endfor %}"
@@ -47,7 +52,8 @@ def save_tokenizer(folder: Path, *, template: str | None) -> Any:
 
 def save_model(folder: Path, family: str) -> Path:
     """`llama`, with a chat template; `phi`, phi-2's architecture (part of each head is rotated), without one;
-    `mistral`, with one, which looks back through a window of 16 tokens."""
+    `mistral`, with one, which looks back through a window of 16 tokens; `gemma3`, with one, in which one layer of three
+    looks back at every token."""
     torch.manual_seed(3)
     tokenizer = save_tokenizer(folder, template=None if family == "phi" else TEMPLATE)
     shape: dict[str, Any] = {
@@ -65,7 +71,12 @@ def save_model(folder: Path, family: str) -> Path:
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2))
     elif family == "mistral":
-        model = MistralForCausalLM(MistralConfig(**shape, num_key_value_heads=2, sliding_window=16))
+        model = MistralForCausalLM(MistralConfig(**shape, num_key_value_heads=2, sliding_window=WINDOW))
+    elif family == "gemma3":
+        kinds = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": WINDOW}
+        model = Gemma3ForCausalLM(
+            Gemma3TextConfig(**{**shape, **kinds, "num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 16})
+        )
     else:
         model = PhiForCausalLM(PhiConfig(**{**shape, "partial_rotary_factor": 0.5}))
     model.save_pretrained(folder)
@@ -81,6 +92,28 @@ def alone(folder: Path, token_ids: Sequence[int], new_tokens: int) -> list[int]:
     )
     answer: list[int] = made[0, len(token_ids) :].tolist()
     return answer[:-1] if answer and answer[-1] == model.config.eos_token_id else answer
+
+
+def likeliest(folder: Path, token_ids: Sequence[int], answered: Sequence[int]) -> list[int]:
+    """In one pass: the model's token after the prompt, and after each of the answer's but the last.
+
+    It is the answer if that is greedy: each token is the likeliest after those before it. Faster than `alone`.
+    """
+    with torch.inference_mode():
+        logits = _loaded(folder)(torch.tensor([[*token_ids, *answered[:-1]]])).logits[0, len(token_ids) - 1 :]
+    found: list[int] = logits.argmax(dim=-1).tolist()
+    return found
+
+
+def assert_answered_as_alone(folder: Path, answer: Answer) -> None:
+    """Waits for the answer."""
+    answer.wait()
+    assert answer.ending is not None
+    written, prompt_length = answer.ending.written, answer.counts.prompt
+    assert written is not None
+    prompt, answered = list(written.token_ids[:prompt_length]), list(written.token_ids[prompt_length:])
+    assert answered == alone(folder, prompt, len(answered))
+    assert len(answered) == answer.counts.generated > 0
 
 
 @functools.cache

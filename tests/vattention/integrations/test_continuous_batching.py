@@ -529,6 +529,18 @@ def test_a_manager_that_transformers_keeps_is_not_used_beyond_its_pages(
     llama.destroy_cached_continuous_batching_manager()
 
 
+def test_an_on_pressure_of_the_callers_own_outlives_the_block(session: Session) -> None:
+    asked: list[int] = []
+    with paged_batching(session):
+        assert session.on_pressure is not None
+        session.on_pressure = asked.append
+    assert session.on_pressure == asked.append
+    session.on_pressure = None
+    with paged_batching(session):
+        pass
+    assert session.on_pressure is None
+
+
 def test_a_session_serves_one_block_after_the_other_but_not_two_at_once(
     session: Session, llama: PreTrainedModel, expected: Tokens
 ) -> None:

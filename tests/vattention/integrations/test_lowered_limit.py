@@ -147,7 +147,7 @@ def test_a_max_that_moves_all_the_time_gives_refusals_and_no_wrong_token(op: Ope
     with VattCache.for_model(model, session, max_batch_size=2, layout=Layout.FUSED) as cache:
         mover.start()
         try:
-            while refused < 5 or finished < 5:
+            while refused < 3 or finished < 3:
                 try:
                     if cache.batch_size == 2 and cache.get_seq_length() >= 60:
                         run = continued(model, cache, theirs, inputs["attention_mask"])

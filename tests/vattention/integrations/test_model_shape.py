@@ -8,6 +8,9 @@ import pytest
 import torch
 from transformers import (
     BartConfig,
+    BloomConfig,
+    BloomForCausalLM,
+    DynamicCache,
     Gemma3Config,
     Gemma3TextConfig,
     JambaConfig,
@@ -17,8 +20,18 @@ from transformers import (
     Qwen3NextConfig,
 )
 
+from tests.vattention.integrations.comparison import assert_same_run, generate
 from tests.vattention.integrations.conftest import MakeCache
-from tests.vattention.integrations.tiny_models import CONTEXT_LENGTH, HYBRID, SHAPE, WIDE, WINDOW, tiny_model
+from tests.vattention.integrations.tiny_models import (
+    CONTEXT_LENGTH,
+    HYBRID,
+    SHAPE,
+    VOCABULARY,
+    WIDE,
+    WINDOW,
+    left_padded_batch,
+    tiny_model,
+)
 from vatt.errors import InvalidRequest
 from vattention.integrations.transformers import ModelShape, VattCache
 from vattention.session import Session
@@ -83,3 +96,15 @@ def test_the_shape_of_layers_with_a_window_does_not_matter() -> None:
 def test_an_encoder_with_a_decoder_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"bart is an encoder with a decoder.*EncoderDecoderCache"):
         ModelShape.of(BartConfig())
+
+
+def test_a_model_that_does_not_say_how_long_its_context_is_is_given_a_length(session: Session) -> None:
+    torch.manual_seed(7)
+    model: Any = BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=2, n_head=4))
+    model.eval()
+    inputs = left_padded_batch([20, 7])
+    with pytest.raises(InvalidRequest, match="bloom does not say how long its context is: give max_context_length"):
+        VattCache.for_model(model, session, max_batch_size=2)
+    with VattCache.for_model(model, session, max_batch_size=2, max_context_length=64) as cache:
+        theirs = generate(model, inputs, DynamicCache(config=model.config))
+        assert_same_run(generate(model, inputs, cache), theirs)

@@ -47,7 +47,7 @@ def paged_batching(session: Session) -> Iterator[None]:
         undo.callback(batching.close)
         if session.on_pressure is None:
             session.on_pressure = batching.ask
-            undo.callback(setattr, session, "on_pressure", None)
+            undo.callback(_leave_pressure, session, batching)
         undo.enter_context(rebound(continuous_api, ContinuousBatchingManager=batching.manager_class()))
         yield
 
@@ -131,6 +131,12 @@ class _SectorManager(ContinuousBatchingManager):
         super()._run_generation_loop()
         for cache in self.caches:  # after an error too, when all requests have failed
             cache.rest()
+
+
+def _leave_pressure(session: Session, batching: _Batching) -> None:
+    """Unless somebody else has taken it over meanwhile."""
+    if session.on_pressure == batching.ask:
+        session.on_pressure = None
 
 
 def _fail(processor: Any, error: Exception, state: RequestState) -> None:

@@ -71,6 +71,10 @@ class VattCache(Cache):
         shape = ModelShape.of(model.config)
         if max_context_length is None:
             max_context_length = shape.max_context_length
+        if max_context_length is None:
+            raise InvalidRequest(
+                f"{model.config.model_type} does not say how long its context is: give max_context_length"
+            )
         spec = KVCacheSpec(
             num_layers=shape.windows.count(None),
             num_kv_heads=shape.num_kv_heads,

@@ -21,7 +21,7 @@ class ModelShape:
     windows: tuple[int | None, ...]  # of each layer, in tokens; None: it looks back at every token
     num_kv_heads: int
     head_size: int
-    max_context_length: int  # tokens
+    max_context_length: int | None  # tokens; None: the model does not say
     needs_contiguous_keys: bool
 
     @classmethod
@@ -41,7 +41,7 @@ class ModelShape:
             windows,
             num_kv_heads,
             head_size,
-            config.max_position_embeddings,
+            getattr(config, "max_position_embeddings", None),
             needs_contiguous_keys=eager and num_kv_heads == config.num_attention_heads,
         )
 
