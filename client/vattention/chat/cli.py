@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import os
 import socket
@@ -81,12 +82,12 @@ def chat(
 
     /help lists what else can be typed. Ctrl-C ends an answer, Ctrl-D the chat.
     """
-    engine = open_engine(**options)
-    from vattention.chat.sampling import Sampling
-    from vattention.chat.terminal import Terminal
+    sampling = of_the_extra("vattention.chat.sampling").Sampling(
+        temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens
+    )
+    with open_engine(**options) as engine:
+        from vattention.chat.terminal import Terminal
 
-    with engine:
-        sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
         succeeded = Terminal(engine, sampling, system).run()
     if not succeeded:
         sys.exit(EXIT_REFUSED)
@@ -130,26 +131,28 @@ def open_engine(
         os.environ[DAEMON_VARIABLE] = EMBEDDED  # for this process: an option is another way to say it
     if sys.stderr.isatty():
         click.echo(f"Loading {model_name} ...", err=True)
-    try:
-        import torch
-        from transformers.utils import logging as transformers_logging
-
-        from vattention.chat.engine import ChatEngine
-    except ImportError as error:
-        raise InvalidRequest(f"{error.name} is not installed: pip install 'vattd[chat]'") from error
-    quiet: Any = transformers_logging
+    quiet = of_the_extra("transformers.utils.logging")
     quiet.set_verbosity_error()
     quiet.disable_progress_bar()
-    return ChatEngine(
+    made: ChatEngine = of_the_extra("vattention.chat.engine").ChatEngine(
         model_name,
         not no_vattention,
         device,
-        dtype=None if dtype == "auto" else getattr(torch, dtype),
+        dtype=None if dtype == "auto" else getattr(of_the_extra("torch"), dtype),
         tenant=tenant,
         max_conversations=conversations,
         max_context_length=max_context,
         socket_dir=socket_dir,
     )
+    return made
+
+
+def of_the_extra(module: str) -> Any:
+    """A module that is there with `vattd[chat]`, imported; raises InvalidRequest where it is not."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InvalidRequest(f"{error.name} is not installed: pip install 'vattd[chat]'") from error
 
 
 def listen(host: str, port: int) -> socket.socket:

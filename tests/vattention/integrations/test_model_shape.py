@@ -11,12 +11,14 @@ from transformers import (
     BloomConfig,
     BloomForCausalLM,
     DynamicCache,
+    FalconConfig,
     Gemma3Config,
     Gemma3TextConfig,
     JambaConfig,
     Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
+    MptConfig,
     Qwen3NextConfig,
 )
 
@@ -69,6 +71,8 @@ def test_a_model_that_slides_in_every_layer_is_refused_since_nothing_of_it_grows
         ),
         pytest.param(JambaConfig(num_hidden_layers=4), "jamba has layers of type linear_attention", id="jamba"),
         pytest.param(MambaConfig(num_hidden_layers=4), "mamba has layers of type linear_attention", id="mamba"),
+        pytest.param(FalconConfig(num_hidden_layers=4), "falcon says in words of its own", id="falcon"),
+        pytest.param(MptConfig(n_layers=4), "mpt gives the cache its whole input again", id="mpt"),
         pytest.param(Llama4TextConfig(num_hidden_layers=4), "llama4_text has layers of type chunked", id="chunked"),
     ],
 )

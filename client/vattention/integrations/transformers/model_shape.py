@@ -32,6 +32,10 @@ class ModelShape:
         config = config.get_text_config(decoder=True)
         if getattr(config, "kv_lora_rank", None) is not None:
             _refuse(config, "keeps latent vectors (kv_lora_rank), and VattCache holds keys and values of one size")
+        if hasattr(config, "multi_query") or hasattr(config, "num_kv_heads"):  # falcon, gpt_bigcode
+            _refuse(config, "says in words of its own how many KV heads it has")
+        if config.model_type == "mpt":
+            _refuse(config, "gives the cache its whole input again with each token")
         windows = _windows(config)
         num_kv_heads, head_size = _one_kv_shape(config, windows)
         # Without heads that share, eager attention gives keys to torch.matmul as they are. It would copy a view with
