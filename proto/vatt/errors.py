@@ -81,7 +81,10 @@ class LimitExceeded(VattError, MemoryError):
     wire_fields = ("requested_pages", "limit_pages")
 
     def __init__(self, requested_pages: int, limit_pages: int) -> None:
-        super().__init__(f"{requested_pages} pages are more than the {limit_pages} that may ever be lent")
+        super().__init__(
+            f"{requested_pages} pages are more than the {limit_pages} that may be lent here: `vattctl tenants` shows "
+            "who may have how much, and `vattctl reserve NAME --max` changes it"
+        )
         self.requested_pages, self.limit_pages = requested_pages, limit_pages
 
 

@@ -15,7 +15,7 @@ import click
 
 from vatt.command_line import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_WORDS
 from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
-from vattention.config import DAEMON_VARIABLE, EMBEDDED
+from vattention.config import DAEMON_VARIABLE, EMBEDDED, TENANT_VARIABLE
 
 if TYPE_CHECKING:
     from vattention.chat.engine import ChatEngine
@@ -44,7 +44,14 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, or cuda:N."),
         click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: the file's."),
-        click.option("--tenant", default="chat", show_default=True, help="Whose budget in vattd the memory counts to."),
+        click.option(
+            "--tenant",
+            default="chat",
+            envvar=TENANT_VARIABLE,
+            show_envvar=True,
+            show_default=True,
+            help="Whose budget in vattd the memory counts to.",
+        ),
         click.option(
             "--conversations",
             type=click.IntRange(min=1),
@@ -66,7 +73,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@vattention.command(context_settings=HELP)
+@vattention.command(context_settings=HELP, short_help="Chat in the terminal.")
 @engine_options
 @click.option("--system", metavar="TEXT", help="A system message for each conversation.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token each time.")
@@ -93,7 +100,7 @@ def chat(
         sys.exit(EXIT_REFUSED)
 
 
-@vattention.command(context_settings=HELP)
+@vattention.command(context_settings=HELP, short_help="Serve OpenAI's chat completions over HTTP.")
 @engine_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at: this machine only.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
@@ -129,6 +136,8 @@ def open_engine(
     """Load the model; raises what ChatEngine does, and InvalidRequest where the extra is not installed."""
     if embedded:
         os.environ[DAEMON_VARIABLE] = EMBEDDED  # for this process: an option is another way to say it
+    if model_name.startswith(("/", ".", "~")) and not Path(model_name).expanduser().is_dir():
+        raise InvalidRequest(f"no folder {model_name}: give one with config.json and weights, or a name on the hub")
     if sys.stderr.isatty():
         click.echo(f"Loading {model_name} ...", err=True)
     quiet = of_the_extra("transformers.utils.logging")

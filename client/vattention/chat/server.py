@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 import uuid
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -32,7 +33,9 @@ from vattention.chat.openai_wire import ChatRequest, CompletionWriter, WireError
 from vattention.session import SessionState
 
 MOST_BODY_BYTES = 8 << 20
-SHUTDOWN_TIMEOUT_S = 3
+ANSWERS_END_WITHIN_S = 3
+# For connections whose readers do not take what there is.
+SHUTDOWN_TIMEOUT_S = 8
 # A page of some website may be made to look as if it were at this machine's address; its Host header says whose it is.
 LOOPBACK_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 
@@ -44,6 +47,7 @@ class ChatServer:
         """`any_host`: answer whatever name the server is called by, not only this machine's own."""
         self._engine = engine
         self._began_s = int(time.time())
+        self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
         # Each answer has a thread that waits for its next piece: the default number would keep some waiting for one.
         self._readers = anyio.CapacityLimiter(engine.most_answers + 8)
         routes = [
@@ -61,6 +65,11 @@ class ChatServer:
             Exception: _tell_other_error,
         }
         self.app = Starlette(routes=routes, middleware=hosts, exception_handlers=handlers)
+
+    def cut_answers(self) -> None:
+        """End the answers under way where they are; their readers get what there is, and the end of it."""
+        for answer in list(self._answers):
+            answer.cancel()
 
     async def _models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model_facts()]})
@@ -83,6 +92,7 @@ class ChatServer:
         wanted = ChatRequest.parse(await _json_body(request))
         self._check_model(wanted.model)
         answer = await to_thread.run_sync(self._engine.answer, wanted.messages, wanted.sampling)
+        self._answers.add(answer)
         writer = CompletionWriter(
             completion_id=f"chatcmpl-{uuid.uuid4().hex}",
             model=self._engine.model_name,
@@ -140,19 +150,32 @@ class ChatServer:
 
 def serve(engine: ChatEngine, listener: socket.socket, *, any_host: bool = False, log_level: str = "warning") -> None:
     """Serve on this socket until SIGINT or SIGTERM; answers under way have a few seconds to end. In the main thread."""
+    chat = ChatServer(engine, any_host=any_host)
     config = uvicorn.Config(
-        ChatServer(engine, any_host=any_host).app,
-        log_level=log_level,
-        access_log=False,
-        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        chat.app, log_level=log_level, access_log=False, timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S
     )
     # uvicorn ends in order at either signal, and then repeats it: so that it ends this call, and not the process.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+            _Server(config, chat).run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class _Server(uvicorn.Server):
+    """Cuts the answers that do not end by themselves when serving ends: uvicorn would drop their connections."""
+
+    def __init__(self, config: uvicorn.Config, chat: ChatServer) -> None:
+        super().__init__(config)
+        self._chat = chat
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        cut = asyncio.get_running_loop().call_later(ANSWERS_END_WITHIN_S, self._chat.cut_answers)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
 
 
 async def _cancel_on_disconnect(request: Request, answer: Answer) -> None:

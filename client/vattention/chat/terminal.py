@@ -137,7 +137,7 @@ class Terminal:
         if finish is None:
             return
         if finish.reason is FinishReason.MEMORY:
-            self._refuse(f"cut short: {finish.detail}")
+            self._refuse(f"{'cut short' if counts.generated else 'no answer'}: {finish.detail}")
         elif finish.reason is FinishReason.LENGTH:
             self._note(f"cut short: {finish.detail}")
         elif finish.reason is FinishReason.CANCELLED:

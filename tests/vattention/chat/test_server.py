@@ -22,7 +22,7 @@ from tests.vattention.chat.conftest import SMALL_PAGE_BYTES, MakeEngine, SlowDow
 from tests.vattention.chat.serving import serving
 from tests.vattention.chat.test_engine import SHORT
 from vatt.v1 import vatt_pb2 as pb
-from vattention.chat import ChatEngine, Message, Sampling
+from vattention.chat import ChatEngine, Message, Sampling, server
 from vattention.chat.server import serve
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -191,6 +191,36 @@ def test_a_signal_ends_serving_in_order(make_engine: MakeEngine, llama: Path, nu
     serve(engine, listener)
     thread.join()
     engine.answer([Message("user", "Hello")], SHORT).wait()  # the engine is whose it was
+
+
+def test_an_answer_under_way_when_serving_ends_is_cut_and_says_so(
+    make_engine: MakeEngine, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "ANSWERS_END_WITHIN_S", 0.0)
+    engine = make_engine(llama)
+    listener = socket.create_server(("127.0.0.1", 0))
+    read: list[Any] = []
+
+    def read_while_serving_ends() -> None:
+        with OpenAI(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1", api_key="none") as client:
+            chunks = client.chat.completions.create(
+                model=engine.model_name,
+                messages=HELLO,
+                max_tokens=450,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            read.append(next(iter(chunks)))
+            os.kill(os.getpid(), signal.SIGTERM)
+            read.extend(chunks)
+
+    thread = threading.Thread(target=read_while_serving_ends)
+    thread.start()
+    server.serve(engine, listener)
+    thread.join()
+    *_, last, usage = read
+    assert last.choices[0].finish_reason == "length"
+    assert usage.usage.completion_tokens < 450
 
 
 def test_a_drained_vattd_refuses_new_answers_until_it_is_resumed(

@@ -6,18 +6,19 @@ before each step. Attention kernels and model runners (V1 and V2) are vLLM's own
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import KVCacheConfig, SlidingWindowSpec, UniformTypeKVCacheSpecs
 from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.gpu import attn_utils
 from vllm.v1.worker.gpu_worker import Worker
 
 from vatt.errors import InvalidRequest
+from vatt.sizes import format_size
 from vattention.block_geometry import BlockGeometry, Stripe, joined
 from vattention.integrations.vllm.channel import socket_path
 from vattention.integrations.vllm.kv_memory import KVMemory
@@ -25,7 +26,7 @@ from vattention.integrations.vllm.options import Options
 from vattention.integrations.vllm.scheduler import ORDERS
 from vattention.session import Session
 
-log = logging.getLogger(__name__)
+log = init_logger("vllm.plugins.vattd")  # vLLM shows its own loggers only
 
 # Modules that call allocate_kv_cache by a name of their own: model runners V1 and V2.
 RUNNER_MODULES = (gpu_model_runner, attn_utils)
@@ -41,8 +42,15 @@ class VattWorker(Worker):
     def determine_available_memory(self) -> int:
         """All that the tenant could ever have, in bytes: addresses cost nothing, so there is a block for each."""
         super().determine_available_memory()  # for what it does beside: warming up, profiling
-        self._session = _connect(Options.of(self.vllm_config))
+        options = Options.of(self.vllm_config)
+        self._session = _connect(options)
         lendable_bytes = self._session.pool_pages * self._session.page_size_bytes
+        log.info(
+            "KV cache: from the vattd of %s, for tenant %s, %s at most",
+            self._session.device_uuid,
+            options.tenant,
+            format_size(lendable_bytes),
+        )
         if self._session.device_uuid == "host":
             lendable_bytes //= self.parallel_config.world_size  # all ranks have the same pool
         unit_bytes = BLOCKS_MULTIPLE * sum(spec.page_size_bytes for spec in self.get_kv_cache_spec().values())
