@@ -125,6 +125,7 @@ def compare(request_count: int, pass_count: int, pool: str) -> None:
         for engine in engines.values():
             closed.callback(engine.close)
             engine.run()  # kernels are chosen, memory is touched
+        print(f"Both engines are up; {pass_count} passes of each follow.", file=sys.stderr)
         passes: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
         for number in range(pass_count):
             for name in sorted(engines, reverse=bool(number % 2)):
@@ -152,8 +153,8 @@ def report(passes: dict[str, list[dict[str, Any]]], most_leased_bytes: int) -> N
 
 
 @click.command()
-@click.option("--requests", "request_count", default=32, show_default=True, help="In each pass.")
-@click.option("--passes", "pass_count", default=9, show_default=True, help="Of each engine.")
+@click.option("--requests", "request_count", default=12, show_default=True, help="In each pass.")
+@click.option("--passes", "pass_count", default=7, show_default=True, help="Of each engine.")
 @click.option("--pool", default="2GiB", show_default=True, help="vattd's --pool-max.")
 @click.option("--serve", "model_dir", hidden=True, help="Be one of the engines.")
 def main(request_count: int, pass_count: int, pool: str, model_dir: str | None) -> None:

@@ -20,6 +20,7 @@ from vattctl.replay.models import MODELS
 from vattctl.replay.run import Settings, replay
 from vattctl.replay.trace import Request, Trace, read_trace
 from vattention import Layout
+from vattention.config import LAYOUTS
 from vattention.vmm.limits import MappingBudget
 
 GIB = 1 << 30
@@ -54,7 +55,7 @@ def test_a_full_fused_cache_runs_as_many_requests_as_small_blocks_do() -> None:
     assert ours.waste_fraction < named(outcome, "paged256").waste_fraction / 4
 
 
-@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("layout", [Layout(name) for name in LAYOUTS])
 def test_every_layout_wastes_less_than_static_slots_and_stays_far_from_the_kernels_limit(layout: Layout) -> None:
     outcome = saturated(layout)
     ours, static = outcome.schemes[0], named(outcome, "static 8K")

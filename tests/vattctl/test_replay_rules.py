@@ -18,6 +18,7 @@ from vattctl.replay.figures import Timeline
 from vattctl.replay.models import MODELS, Double, Model
 from vattctl.replay.schemes import BlockMemory, Scheme
 from vattctl.replay.trace import CARRIED, Request, parse_trace, read_trace
+from vattention.config import LAYOUTS
 from vattention.layout import Geometry, KVCacheSpec, Layout, RowArithmetic
 
 MIB = 1 << 20
@@ -79,7 +80,7 @@ def test_the_models_have_the_bytes_a_token_that_they_are_known_for() -> None:
     assert kib == {"llama-3-8b": 128, "yi-34b-tp2": 120, "llama-3-70b-tp4": 80, "phi-2": 320, "qwen2-0.5b": 12}
 
 
-@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("layout", [Layout(name) for name in LAYOUTS])
 @pytest.mark.parametrize("page_kib", [4, 64, 256, 2048])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_a_double_needs_as_many_pages_as_its_model_for_any_length(model: Model, page_kib: int, layout: Layout) -> None:
