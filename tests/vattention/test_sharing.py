@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -182,9 +183,11 @@ def test_the_last_slot_of_a_fork_takes_its_pages_with_it(cache: KVCache, host_pa
     source = new_filled(cache, 1, 400)
     fork = cache.fork_slot(source)
     cache.free_slot(source)
-    cache.settle()
+    deadline_s = time.monotonic() + 20
+    while cache.stats().kept_bytes:  # what others hold is not kept for the next request
+        assert time.monotonic() < deadline_s
+        cache.settle()
     check(cache, fork, 1, 400)
-    assert cache.stats().kept_bytes == 0, "what others hold is not kept for the next request"
     cache.free_slot(fork)
     cache.release_idle()
     assert host_pages.mapper.mapped_pages == 0
