@@ -73,7 +73,7 @@ class KVMemory:
         self._wanted_number = self._answered_number = 0
         self._idle_pages = 0
         self._usage = Usage()
-        self._is_attached = False
+        self.is_attached = False  # to a scheduler, whose orders name every block from then on
         self._warm: list[int] = []
         with ExitStack() as undo:
             undo.callback(session.close)
@@ -122,7 +122,7 @@ class KVMemory:
         """Back blocks that vLLM uses before its scheduler exists: until that attaches."""
         with self._lock:
             missing = [block for block in dict.fromkeys(blocks) if not self._memory.is_backed(block)]
-            if self._is_attached or not missing:
+            if self.is_attached or not missing:
                 return
             page_count = len(self._geometry.pages(missing))
             self._take_in(self._session.lease(page_count, purpose=LeasePurpose.ADMIT, wait_s=FIRST_WAIT_S))
@@ -147,7 +147,7 @@ class KVMemory:
 
     def _attach(self) -> Facts:
         with self._lock:
-            self._is_attached = True
+            self.is_attached = True
             self._memory.drop(self._warm)
             self._warm = []
             return Facts(self._geometry, self._session.pool_pages, self._credit_pages)

@@ -80,7 +80,7 @@ class VattWorker(Worker):
             orders = getattr(scheduler_output, ORDERS, None)
             if orders is not None:
                 self._kv_memory.carry_out(orders)
-            else:
+            elif not self._kv_memory.is_attached:
                 self._kv_memory.warm_up(_new_blocks(scheduler_output))
         return super().execute_model(scheduler_output)
 
