@@ -20,9 +20,9 @@ from vatt.pages import Extent
 from vatt.usage import Usage
 from vattention.block_geometry import BlockGeometry, Stripe
 from vattention.block_memory import BlockMemory
-from vattention.integrations.continuous_batching.rebinding import rebound
 from vattention.integrations.continuous_batching.sector_plan import TRASH_SECTORS, SectorPlan
 from vattention.integrations.continuous_batching.sector_pool import SectorPages, SectorPool
+from vattention.integrations.rebinding import rebound
 from vattention.kvcache import PageHome
 from vattention.page_source import LeasePurpose
 

@@ -13,9 +13,9 @@ from transformers.generation.continuous_batching import RequestState, continuous
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
 from vatt.errors import InvalidRequest
-from vattention.integrations.continuous_batching.rebinding import rebound
 from vattention.integrations.continuous_batching.sector_cache import SectorCache
 from vattention.integrations.continuous_batching.sector_scheduler import PATIENT_SCHEDULERS, PatientFIFO
+from vattention.integrations.rebinding import rebound
 from vattention.session import Session
 
 # Both it and its tests know what is inside of transformers' continuous batching, which changes with every release.

@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.core import kv_cache_coordinator
@@ -23,6 +22,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from vatt.errors import InvalidRequest
 from vatt.usage import Usage
+from vattention.integrations.rebinding import rebound
 from vattention.integrations.vllm.admission_queue import AdmissionQueue
 from vattention.integrations.vllm.block_pool import PagedBlockPool
 from vattention.integrations.vllm.budget import Budget
@@ -66,7 +66,8 @@ class VattScheduler(Scheduler):
                 f"the workers have {facts.geometry.block_count} blocks and the scheduler {kv_cache_config.num_blocks}"
             )
         self._budget = Budget(facts.geometry, facts.credit_pages)
-        with _block_pool_made_by(functools.partial(PagedBlockPool, self._budget)):
+        # vLLM's coordinator makes the pool, by a name of its module: there is no switch for another class.
+        with rebound(kv_cache_coordinator, BlockPool=functools.partial(PagedBlockPool, self._budget)):
             super().__init__(*arguments, **named)
         self._pool: PagedBlockPool = self.kv_cache_manager.block_pool
         self._managers = self.kv_cache_manager.coordinator.single_type_managers
@@ -250,14 +251,3 @@ class VattScheduler(Scheduler):
 
 class VattAsyncScheduler(VattScheduler, AsyncScheduler):
     """For engines that schedule the next step while one runs."""
-
-
-@contextmanager
-def _block_pool_made_by(make: Callable[..., PagedBlockPool]) -> Iterator[None]:
-    """vLLM's coordinator makes the pool, by a name of its module: there is no switch for another class."""
-    stock = kv_cache_coordinator.BlockPool
-    kv_cache_coordinator.BlockPool = make
-    try:
-        yield
-    finally:
-        kv_cache_coordinator.BlockPool = stock

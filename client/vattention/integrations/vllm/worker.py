@@ -6,8 +6,8 @@ before each step. Attention kernels and model runners (V1 and V2) are vLLM's own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from vatt.errors import InvalidRequest
 from vatt.sizes import format_size
 from vattention.block_geometry import BlockGeometry, Stripe, joined
+from vattention.integrations.rebinding import rebound
 from vattention.integrations.vllm.channel import socket_path
 from vattention.integrations.vllm.kv_memory import KVMemory
 from vattention.integrations.vllm.options import Options
@@ -72,7 +73,9 @@ class VattWorker(Worker):
             return {name: moved(view, self._kv_memory.tensor) for name, view in views.items()}
 
         stock_allocate = gpu_model_runner.allocate_kv_cache
-        with _kv_cache_allocated_by(allocate):
+        with ExitStack() as restored:  # there is no switch for another allocator
+            for module in RUNNER_MODULES:
+                restored.enter_context(rebound(module, allocate_kv_cache=allocate))
             super().initialize_from_config(kv_cache_config)
 
     def execute_model(self, scheduler_output: Any) -> Any:
@@ -143,13 +146,3 @@ def _connect(options: Options) -> Session:
         client_name="vattention-vllm",
         patience_s=PATIENCE_S,
     )
-
-
-@contextmanager
-def _kv_cache_allocated_by(allocate: Callable[..., dict[str, torch.Tensor]]) -> Iterator[None]:
-    """Both model runners call a function of vLLM's by name: there is no switch for another allocator."""
-    with ExitStack() as restored:
-        for module in RUNNER_MODULES:
-            restored.callback(setattr, module, "allocate_kv_cache", module.allocate_kv_cache)
-            module.allocate_kv_cache = allocate
-        yield
