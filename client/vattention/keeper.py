@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -97,12 +98,28 @@ class Keeper:
             self._thread.join()
 
     def settle(self, timeout_s: float) -> bool:
-        """Wait until there is nothing left to do; False if that takes longer."""
+        """Wait until there is nothing left to do; False if that takes longer. Without a thread, do it here."""
+        if self._thread is None:
+            return self._settle_here(timeout_s)
         with self._calm:
             self._is_calm = False
         self._due.set()
         with self._calm:
             return self._calm.wait_for(lambda: self._is_calm or self._closed, timeout_s)
+
+    def _settle_here(self, timeout_s: float) -> bool:
+        deadline_s = time.monotonic() + timeout_s
+        while not self._is_at_rest(rest_s := self.tend(self._clock())):
+            if time.monotonic() >= deadline_s:
+                return False
+            self._due.clear()
+            self._due.wait(rest_s)
+        return True
+
+    @staticmethod
+    def _is_at_rest(rest_s: float | None) -> bool:
+        """After a round: not so while there is more to do, or somebody else holds the rows or the device a page."""
+        return rest_s is None or rest_s > PROOF_REST_S
 
     def _run(self) -> None:
         rest_s: float | None = None
@@ -124,7 +141,7 @@ class Keeper:
                 log.exception("mapping ahead: unexpected")
                 rest_s = 1.0
             with self._calm:
-                self._is_calm = not self._due.is_set() and (rest_s is None or rest_s > PROOF_REST_S)
+                self._is_calm = not self._due.is_set() and self._is_at_rest(rest_s)
                 self._calm.notify_all()
 
     def tend(self, now_s: float) -> float | None:

@@ -129,7 +129,6 @@ class KVCache:
             self._pages.join(self)
             undo.pop_all()
         session.close_first(self)
-        self._background = background
         self._paced_row = 0
         if background:
             self._keeper.start()
@@ -404,11 +403,7 @@ class KVCache:
     def settle(self, timeout_s: float = SETTLE_TIMEOUT_S) -> bool:
         """Wait until the background has nothing left to do; False if that takes longer. For tests and measurements."""
         self._birth.check()
-        if self._background:
-            return self._keeper.settle(timeout_s)
-        while self._keeper.tend(self._clock()) == 0:
-            pass
-        return True
+        return self._keeper.settle(timeout_s)
 
     # Counting
 
