@@ -1289,6 +1289,183 @@ class DrainResponse(_message.Message):
 Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
 
 @_typing.final
+class GetPageMapRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELL_COUNT_FIELD_NUMBER: _builtins.int
+    cell_count: _builtins.int
+    """The most cells of the answer: 1 to 8192."""
+    def __init__(
+        self,
+        *,
+        cell_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_count", b"cell_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPageMapRequest: _TypeAlias = GetPageMapRequest  # noqa: Y015
+
+@_typing.final
+class GetPageMapResponse(_message.Message):
+    """The pool's pages, cut into cells of equally many: pages with memory behind them by id (so zone after zone, as they lie
+    beside each other), then those without.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGES_PER_CELL_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
+    pages_per_cell: _builtins.int
+    """Of every cell but the last, which may have fewer."""
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that cells name."""
+
+    @_builtins.property
+    def cells(self) -> _containers.RepeatedCompositeFieldContainer[Global___PageCell]: ...
+    def __init__(
+        self,
+        *,
+        pages_per_cell: _builtins.int = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+        cells: _abc.Iterable[Global___PageCell] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "pages_per_cell", b"pages_per_cell", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPageMapResponse: _TypeAlias = GetPageMapResponse  # noqa: Y015
+
+@_typing.final
+class PageCell(_message.Message):
+    """What most pages of a cell are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PAGE_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_PAGES_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """As in PagesInState."""
+    tenant: _builtins.int
+    """Whose they are: 1 is the first of `tenants`. 0: nobody's, or nobody is known."""
+    page_count: _builtins.int
+    """How many of the cell's pages are so, and how many it has."""
+    total_pages: _builtins.int
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        tenant: _builtins.int = ...,
+        page_count: _builtins.int = ...,
+        total_pages: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_count", b"page_count", "state", b"state", "tenant", b"tenant", "total_pages", b"total_pages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PageCell: _TypeAlias = PageCell  # noqa: Y015
+
+@_typing.final
+class WatchEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    MIN_LEASE_BYTES_FIELD_NUMBER: _builtins.int
+    after: _builtins.int
+    """Only events later than the one of this sequence. 0: all that are kept."""
+    follow: _builtins.bool
+    """Go on with what comes, until the caller ends it."""
+    min_lease_bytes: _builtins.int
+    """Leases smaller than this are left out, granted or refused. 0: none is."""
+    def __init__(
+        self,
+        *,
+        after: _builtins.int = ...,
+        follow: _builtins.bool = ...,
+        min_lease_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "follow", b"follow", "min_lease_bytes", b"min_lease_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEventsRequest: _TypeAlias = WatchEventsRequest  # noqa: Y015
+
+@_typing.final
+class Event(_message.Message):
+    """Something that happened. What a field does not apply to leaves it empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WAITED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Rises by one from event to event, from 1 in each incarnation; what is left out has numbers too."""
+    kind: _builtins.str
+    """"lease_granted", "lease_refused", "session_attached", "session_fenced", "session_resumed", "session_ended",
+    "session_evicted", "session_killed", "reclaim_asked", "reclaim_answered", "reclaim_ignored", "guarantee_changed",
+    "promise_broken", "promise_kept", "drain_began", "drain_ended", "shortage_began", "shortage_ended",
+    "pages_quarantined", "recovery_ended", "vattd_started". There may be others: show them as they are.
+    """
+    tenant: _builtins.str
+    session_id: _builtins.str
+    bytes: _builtins.int
+    """Of a lease, an ask, what a session held when it ended, or what was quarantined."""
+    reason: _builtins.str
+    """Why: of a refusal as in vatt.errors; of an end "detached", "exited", "evicted", "killed" or "lost"."""
+    message: _builtins.str
+    """For people, one line."""
+    missed: _builtins.int
+    """Events that would have come between the one before and this one, and are kept no more."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def waited(self) -> _duration_pb2.Duration:
+        """Of a lease: how long it waited."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        kind: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        waited: _duration_pb2.Duration | None = ...,
+        message: _builtins.str = ...,
+        missed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time", "waited", b"waited"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "kind", b"kind", "message", b"message", "missed", b"missed", "reason", b"reason", "sequence", b"sequence", "session_id", b"session_id", "tenant", b"tenant", "time", b"time", "waited", b"waited"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
 class Daemon(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1556,6 +1733,9 @@ class Tenant(_message.Message):
     LONGEST_WAIT_FIELD_NUMBER: _builtins.int
     WAITED_TOTAL_FIELD_NUMBER: _builtins.int
     WAITED_TIME_TOTAL_FIELD_NUMBER: _builtins.int
+    GRANTED_LEASES_TOTAL_FIELD_NUMBER: _builtins.int
+    GRANTED_BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    REFUSED_LEASES_TOTAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner_uid: _builtins.int
     """Who first named it, or unset where `access` says who may use it."""
@@ -1574,6 +1754,10 @@ class Tenant(_message.Message):
     waiting_leases: _builtins.int
     waited_total: _builtins.int
     """Leases that waited and were granted since vattd started, and how long they waited in all."""
+    granted_leases_total: _builtins.int
+    """Leases granted and refused since vattd started, and the bytes granted."""
+    granted_bytes_total: _builtins.int
+    refused_leases_total: _builtins.int
     @_builtins.property
     def guarantee(self) -> Global___Guarantee:
         """Unset: nobody configured or reserved anything for it."""
@@ -1612,10 +1796,13 @@ class Tenant(_message.Message):
         longest_wait: _duration_pb2.Duration | None = ...,
         waited_total: _builtins.int = ...,
         waited_time_total: _duration_pb2.Duration | None = ...,
+        granted_leases_total: _builtins.int = ...,
+        granted_bytes_total: _builtins.int = ...,
+        refused_leases_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_owner_uid", b"_owner_uid", "access", b"access", "guarantee", b"guarantee", "longest_wait", b"longest_wait", "owner_uid", b"owner_uid", "promise", b"promise", "until", b"until", "waited_time_total", b"waited_time_total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_owner_uid", b"_owner_uid", "access", b"access", "guarantee", b"guarantee", "leased_bytes", b"leased_bytes", "longest_wait", b"longest_wait", "mapped_bytes", b"mapped_bytes", "name", b"name", "owner_uid", b"owner_uid", "paged16_bytes", b"paged16_bytes", "paged256_bytes", b"paged256_bytes", "promise", b"promise", "session_count", b"session_count", "source", b"source", "static_reservation_bytes", b"static_reservation_bytes", "token_bytes", b"token_bytes", "until", b"until", "waited_time_total", b"waited_time_total", "waited_total", b"waited_total", "waiting_bytes", b"waiting_bytes", "waiting_leases", b"waiting_leases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_owner_uid", b"_owner_uid", "access", b"access", "granted_bytes_total", b"granted_bytes_total", "granted_leases_total", b"granted_leases_total", "guarantee", b"guarantee", "leased_bytes", b"leased_bytes", "longest_wait", b"longest_wait", "mapped_bytes", b"mapped_bytes", "name", b"name", "owner_uid", b"owner_uid", "paged16_bytes", b"paged16_bytes", "paged256_bytes", b"paged256_bytes", "promise", b"promise", "refused_leases_total", b"refused_leases_total", "session_count", b"session_count", "source", b"source", "static_reservation_bytes", b"static_reservation_bytes", "token_bytes", b"token_bytes", "until", b"until", "waited_time_total", b"waited_time_total", "waited_total", b"waited_total", "waiting_bytes", b"waiting_bytes", "waiting_leases", b"waiting_leases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__owner_uid: _TypeAlias = _typing.Literal["owner_uid"]  # noqa: Y015
     _WhichOneofArgType__owner_uid: _TypeAlias = _typing.Literal["_owner_uid", b"_owner_uid"]  # noqa: Y015

@@ -428,6 +428,16 @@ class AdminServiceStub:
                 request_serializer=vatt_dot_v1_dot_vatt__pb2.DrainRequest.SerializeToString,
                 response_deserializer=vatt_dot_v1_dot_vatt__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.GetPageMap = channel.unary_unary(
+                '/vatt.v1.AdminService/GetPageMap',
+                request_serializer=vatt_dot_v1_dot_vatt__pb2.GetPageMapRequest.SerializeToString,
+                response_deserializer=vatt_dot_v1_dot_vatt__pb2.GetPageMapResponse.FromString,
+                _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/vatt.v1.AdminService/WatchEvents',
+                request_serializer=vatt_dot_v1_dot_vatt__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=vatt_dot_v1_dot_vatt__pb2.Event.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -482,6 +492,21 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPageMap(self, request, context):
+        """The pool as a picture: which of its pages are whose.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEvents(self, request, context):
+        """What happens, in order: what is kept of the past, then, with `follow`, what comes.
+        A watcher that reads too slowly loses events, and is told how many.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -514,6 +539,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=vatt_dot_v1_dot_vatt__pb2.DrainRequest.FromString,
                     response_serializer=vatt_dot_v1_dot_vatt__pb2.DrainResponse.SerializeToString,
+            ),
+            'GetPageMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPageMap,
+                    request_deserializer=vatt_dot_v1_dot_vatt__pb2.GetPageMapRequest.FromString,
+                    response_serializer=vatt_dot_v1_dot_vatt__pb2.GetPageMapResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=vatt_dot_v1_dot_vatt__pb2.WatchEventsRequest.FromString,
+                    response_serializer=vatt_dot_v1_dot_vatt__pb2.Event.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -679,6 +714,60 @@ class AdminService:
             '/vatt.v1.AdminService/Drain',
             vatt_dot_v1_dot_vatt__pb2.DrainRequest.SerializeToString,
             vatt_dot_v1_dot_vatt__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPageMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vatt.v1.AdminService/GetPageMap',
+            vatt_dot_v1_dot_vatt__pb2.GetPageMapRequest.SerializeToString,
+            vatt_dot_v1_dot_vatt__pb2.GetPageMapResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vatt.v1.AdminService/WatchEvents',
+            vatt_dot_v1_dot_vatt__pb2.WatchEventsRequest.SerializeToString,
+            vatt_dot_v1_dot_vatt__pb2.Event.FromString,
             options,
             channel_credentials,
             insecure,

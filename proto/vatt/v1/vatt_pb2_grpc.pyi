@@ -272,6 +272,12 @@ class AdminServiceStub:
     """Begins a drain: new sessions and new requests (ADMIT) are refused, running ones may grow, idle pages are asked back.
     Or ends it.
     """
+    GetPageMap: _grpc.UnaryUnaryMultiCallable[_vatt_pb2.GetPageMapRequest, _vatt_pb2.GetPageMapResponse]
+    """The pool as a picture: which of its pages are whose."""
+    WatchEvents: _grpc.UnaryStreamMultiCallable[_vatt_pb2.WatchEventsRequest, _vatt_pb2.Event]
+    """What happens, in order: what is kept of the past, then, with `follow`, what comes.
+    A watcher that reads too slowly loses events, and is told how many.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -299,6 +305,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Drain: _aio.UnaryUnaryMultiCallable[_vatt_pb2.DrainRequest, _vatt_pb2.DrainResponse]  # type: ignore[assignment]
     """Begins a drain: new sessions and new requests (ADMIT) are refused, running ones may grow, idle pages are asked back.
     Or ends it.
+    """
+    GetPageMap: _aio.UnaryUnaryMultiCallable[_vatt_pb2.GetPageMapRequest, _vatt_pb2.GetPageMapResponse]  # type: ignore[assignment]
+    """The pool as a picture: which of its pages are whose."""
+    WatchEvents: _aio.UnaryStreamMultiCallable[_vatt_pb2.WatchEventsRequest, _vatt_pb2.Event]  # type: ignore[assignment]
+    """What happens, in order: what is kept of the past, then, with `follow`, what comes.
+    A watcher that reads too slowly loses events, and is told how many.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -360,6 +372,24 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vatt_pb2.DrainResponse, _abc.Awaitable[_vatt_pb2.DrainResponse]]:
         """Begins a drain: new sessions and new requests (ADMIT) are refused, running ones may grow, idle pages are asked back.
         Or ends it.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPageMap(
+        self,
+        request: _vatt_pb2.GetPageMapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vatt_pb2.GetPageMapResponse, _abc.Awaitable[_vatt_pb2.GetPageMapResponse]]:
+        """The pool as a picture: which of its pages are whose."""
+
+    @_abc_1.abstractmethod
+    def WatchEvents(
+        self,
+        request: _vatt_pb2.WatchEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_vatt_pb2.Event], _abc.AsyncIterator[_vatt_pb2.Event]]:
+        """What happens, in order: what is kept of the past, then, with `follow`, what comes.
+        A watcher that reads too slowly loses events, and is told how many.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
