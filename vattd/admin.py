@@ -7,28 +7,31 @@ import enum
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from vatt.errors import InvalidRequest
+from vatt.errors import InvalidRequest, TooBusy
 from vatt.names import check_tenant_name
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattd import __version__
 from vattd.audit import AuditLog
 from vattd.engine_session import EngineSession
+from vattd.event_feed import EventFeed
 from vattd.guarantee import Access
 from vattd.messages import (
     access_message,
     device_message,
     duration,
+    event_message,
     guarantee_message,
     memory_message,
     mode_of,
+    page_map_message,
     promise_message,
     put_usage,
     reclaim_counts_message,
@@ -36,6 +39,8 @@ from vattd.messages import (
     timestamp,
 )
 from vattd.methods import Lane
+from vattd.page_map import MAX_CELLS
+from vattd.page_maps import PageMaps
 from vattd.pool import Pool
 from vattd.recovery import Recovery
 from vattd.service import Context, rpc
@@ -48,6 +53,7 @@ from vattention.vmm.driver import PhysicalDriver
 # gRPC metadata: who types, by the client's own word.
 CALLER_KEY = "vatt-caller"
 MAX_CALLER = 200
+MAX_WATCHERS = 64
 # How long sessions are waited for before a shrink: an idle one answers within a second.
 SHRINK_WAIT_S = 1.0
 MAX_DURATION_S = 10 * 365 * 86400.0
@@ -86,6 +92,8 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
         self._recovery = recovery
         self._facts, self._sessions, self.pool, self._driver = facts, sessions, pool, driver
         self._book, self._audit = book, audit
+        self._maps = PageMaps(pool.ledger)
+        self._feeds: set[EventFeed] = set()
         self._lane = Lane()
 
     def lane_of(self, head: Message) -> Lane:
@@ -165,6 +173,36 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
             self._sessions.tell_all(notice)
         return pb.DrainResponse(leased_bytes=self.pool.ledger.lent_pages * self._page_size_bytes)
 
+    @rpc
+    async def GetPageMap(self, request: pb.GetPageMapRequest, context: Context) -> pb.GetPageMapResponse:  # noqa: N802
+        if not 1 <= request.cell_count <= MAX_CELLS:
+            raise InvalidRequest(f"a map has 1 to {MAX_CELLS} cells, not {request.cell_count}")
+        return page_map_message(await self._maps.draw(request.cell_count))
+
+    async def WatchEvents(self, request: pb.WatchEventsRequest, context: Context) -> AsyncIterator[pb.Event]:  # noqa: N802
+        feed = await self._open_feed(request, context)
+        try:
+            async for what, missed in feed.read(follow=request.follow):
+                yield event_message(what, self._page_size_bytes, missed)
+        finally:
+            feed.close()
+            self._feeds.discard(feed)
+
+    @rpc
+    async def _open_feed(self, request: pb.WatchEventsRequest, context: Context) -> EventFeed:
+        if request.after < 0 or request.min_lease_bytes < 0:
+            raise InvalidRequest("`after` and `min_lease_bytes` are at least 0")
+        if len(self._feeds) >= MAX_WATCHERS:
+            raise TooBusy(f"{MAX_WATCHERS} watch events already, the most that can: end some")
+        feed = EventFeed(self.pool.happenings, request.after, -(-request.min_lease_bytes // self._page_size_bytes))
+        self._feeds.add(feed)
+        return feed
+
+    def close(self) -> None:
+        """End every stream."""
+        for feed in self._feeds:
+            feed.close()
+
     @property
     def _page_size_bytes(self) -> int:
         return self.pool.ledger.page_size_bytes
@@ -214,8 +252,11 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
             waiting_bytes=policy.wishes.queued_pages(tenant) * page if tenant is not None else 0,
             waiting_leases=policy.wishes.queue_length(tenant) if tenant is not None else 0,
             longest_wait=duration(policy.longest_wait_s(tenant, now_s) if tenant is not None else 0.0),
-            waited_total=view.waits,
-            waited_time_total=duration(view.waited_s),
+            waited_total=view.tally.waited,
+            waited_time_total=duration(view.tally.waited_s),
+            granted_leases_total=view.tally.granted,
+            granted_bytes_total=view.tally.granted_pages * page,
+            refused_leases_total=view.tally.refusals.total(),
         )
         put_usage(message, view.usage, page)
         found = self._book.in_force(view.name)

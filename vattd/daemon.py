@@ -15,14 +15,17 @@ from vatt.protocol import MAX_VERSION, MIN_VERSION
 from vatt.sizes import format_size
 from vatt.sockets import Sockets, make_directory, make_private_directory
 from vatt.v1 import vatt_pb2 as pb
+from vattd import __version__
 from vattd.admin import AdminService, DaemonFacts, DaemonState, guarantee_of
 from vattd.audit import AuditLog
+from vattd.conditions import Conditions
 from vattd.config import Config
 from vattd.device_lock import DeviceLock
 from vattd.doorkeeper import keep_door
 from vattd.doors import serve_sockets
 from vattd.driver_thread import DriverThread
 from vattd.handle_server import HandleServer
+from vattd.happenings import Kind
 from vattd.journal import Journal, JournalFacts
 from vattd.ledger import Ledger
 from vattd.limits import limits_of, page_size_bytes_of, with_room_for
@@ -53,6 +56,7 @@ EXIT_DEVICE_LOST = 4
 EXIT_BUG = 70
 # At least so often it is looked whether a reservation's time is over: the wall clock may be set.
 LOOK_AT_RESERVATIONS_S = 1.0
+LOOK_AT_CONDITIONS_S = 1.0
 
 
 async def serve(config: Config, ready: ReadyPipe) -> int:
@@ -110,11 +114,13 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         audit = AuditLog(config.state_dir / f"{driver.device.uuid}.audit.jsonl")
         stack.push_async_callback(_cancel, loop.create_task(pool.run()))
         stack.push_async_callback(_cancel, loop.create_task(_end_reservations(book)))
+        stack.push_async_callback(_cancel, loop.create_task(_look(Conditions(pool, recovery))))
         users = Rates(OF_USER)
         engine = EngineService(sessions, pool, driver, facts.incarnation, users)
         admin = AdminService(facts, sessions, pool, driver, book, audit, recovery)
         for survivor in survivors:
             sessions.restore(survivor)
+        pool.happenings.note(Kind.VATTD_STARTED, message=f"vattd {__version__}, pid {os.getpid()}")
         stack.push_async_callback(_cancel, loop.create_task(keep_door(sockets.engine)))
         await serve_sockets(stack, sockets, HandleServer(sessions, users), engine, admin)
         metrics = _serve_metrics(stack, config, PoolCollector(loop, pool, driver.device, recovery))
@@ -149,6 +155,7 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         log.info("vattd stops; engines keep what they hold")
         pool.stop_lending(ShuttingDown("vattd is stopping: what you hold stays yours"))
         sessions.close()
+        admin.close()
     return status
 
 
@@ -234,6 +241,15 @@ async def _end_reservations(book: TenantBook) -> None:
             await book.expire(time.time())
         except Exception:  # the next ones are to end all the same
             log.exception("reservations whose time is over could not be ended")
+
+
+async def _look(conditions: Conditions) -> None:
+    while True:
+        try:
+            conditions.look(asyncio.get_running_loop().time())
+        except Exception:  # what is not told this time may be the next
+            log.exception("conditions could not be looked at")
+        await asyncio.sleep(LOOK_AT_CONDITIONS_S)
 
 
 def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollector) -> str:

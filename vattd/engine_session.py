@@ -28,6 +28,7 @@ class EngineSession:
     mailbox: Mailbox = field(default_factory=Mailbox)
     fenced: bool = False
     evicted: bool = False  # an operator asked it to leave
+    killed: bool = False  # vattd has sent SIGKILL
     secret: bytes = b""  # known where the session was born
     refused_claims: Sequence[PageRun] = ()  # what another session claims as well: told whenever it attaches
 

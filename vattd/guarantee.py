@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vatt.errors import InvalidRequest
 from vatt.protocol import MAX_WEIGHT
+from vatt.sizes import format_size
 
 
 class MinMode(enum.Enum):
@@ -39,6 +40,12 @@ class Guarantee:
     def hard_pages(self) -> int:
         """The part that is kept free even when nobody uses it."""
         return self.min_pages if self.mode is MinMode.HARD else 0
+
+    def words(self, page_size_bytes: int) -> str:
+        """For people: `min 8.00 GiB soft, max 40.0 GiB, weight 2`."""
+        least = f"{format_size(self.min_pages * page_size_bytes)} {self.mode.value}" if self.min_pages else "none"
+        most = "none" if self.max_pages is None else format_size(self.max_pages * page_size_bytes)
+        return f"min {least}, max {most}, weight {self.weight}"
 
 
 NO_GUARANTEE = Guarantee()

@@ -15,9 +15,10 @@ from vatt.protocol import GENERATION_BITS
 from vatt.usage import Usage
 from vattd.claims import Claims, parse_claims
 from vattd.guarantee import NO_GUARANTEE, Access, Guarantee
+from vattd.page_map import Owner, Patch
 from vattd.page_run import PageRun, runs_of
 from vattd.shelf import Shelf
-from vattd.snapshot import SessionView, Snapshot, TenantView
+from vattd.snapshot import PageState, SessionView, Snapshot, TenantView
 from vattd.stock import Stock
 from vattd.tenants import Tenant, Tenants
 
@@ -232,12 +233,6 @@ class Ledger:
         self._peak_mapped_pages = max(self._peak_mapped_pages, self._mapped_pages)
         session.usage = usage
 
-    def note_wait(self, session_id: str, waited_s: float) -> None:
-        """A lease of this session waited so long, and was granted."""
-        tenant = self.tenant_of(session_id)
-        tenant.waits += 1
-        tenant.waited_s += waited_s
-
     def noted_pages(self, session_id: str) -> int:
         """What the next vattd has to count for this session: also what it claims in dispute, as others do."""
         return self._session(session_id).held_pages + self._claims.disputed_by(session_id)
@@ -293,6 +288,11 @@ class Ledger:
     def tenant_of(self, session_id: str) -> Tenant:
         return self._session(session_id).tenant
 
+    def find_tenant_of(self, session_id: str) -> Tenant | None:
+        """None: the session has ended."""
+        session = self._sessions.get(session_id)
+        return None if session is None else session.tenant
+
     # Shelves
 
     def shelf(self, session_id: str) -> Shelf:
@@ -332,8 +332,7 @@ class Ledger:
                     session_count=tenant.session_count,
                     leased_pages=tenant.held_pages,
                     usage=usage[tenant.name],
-                    waits=tenant.waits,
-                    waited_s=tenant.waited_s,
+                    tally=tenant.tally.copy(),
                 )
                 for tenant in self._tenants
             ),
@@ -343,6 +342,16 @@ class Ledger:
     def session_views(self) -> Iterator[SessionView]:
         for session in self._sessions.values():
             yield SessionView(session.session_id, session.tenant.name, session.held_pages, session.usage)
+
+    def patches(self) -> Iterator[Patch]:
+        """All pages with memory by owner, for a page map. What it takes grows with the pages that are lent."""
+        names = {id(tenant.shelf): tenant.name for tenant in self._tenants}
+        for session in self._sessions.values():
+            owner = Owner(PageState.LEASED, session.tenant.name)
+            yield Patch(owner, page_ids=list(session.generations), unnamed_pages=session.unclaimed_pages)
+        for state, shelf, extents in self.stock.idle_extents():
+            yield Patch(Owner(state, names[id(shelf)] if shelf is not None else ""), extents)
+        yield Patch(Owner(PageState.QUARANTINED), unnamed_pages=self.stock.left_pages)
 
     def _session(self, session_id: str) -> _Session:
         try:

@@ -20,6 +20,7 @@ from vatt.errors import (
     SystemLimit,
     VattError,
 )
+from vatt.pages import page_count_of
 from vattd.guarantee import Access, Guarantee
 from vattd.ledger import Ledger
 from vattd.page_notes import NoNotes, PageNotes
@@ -208,8 +209,8 @@ class Lending:
         except VattError as error:
             self._answer(entry, error)
             return
-        if now_s > entry.since_s:
-            self._ledger.note_wait(wish.session_id, now_s - entry.since_s)
+        tally = self._ledger.tenant_of(wish.session_id).tally
+        tally.grant(wish.purpose, page_count_of(run.extent for run in runs), now_s - entry.since_s)
         self._answer(entry, runs)
 
     def _note_fewer(self, session_id: str, returned_pages: int) -> None:

@@ -8,6 +8,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from vatt.usage import Usage
 from vatt.v1 import vatt_pb2 as pb
 from vattd.guarantee import Access, MinMode
+from vattd.happenings import Happening
+from vattd.page_map import PageMap
 from vattd.pressure import PromiseState, PromiseView
 from vattd.reclaim import ReclaimCounts, Request
 from vattd.reservation import Reservation
@@ -99,6 +101,35 @@ def promise_message(view: PromiseView, page_size_bytes: int, wall_s: float, now_
     if view.deadline_s is not None:
         message.deadline.CopyFrom(timestamp(wall_s + view.deadline_s - now_s))
     return message
+
+
+def page_map_message(page_map: PageMap) -> pb.GetPageMapResponse:
+    numbers: dict[str, int] = {"": 0}
+    cells = [
+        pb.PageCell(
+            state=cell.owner.state.value,
+            tenant=numbers.setdefault(cell.owner.tenant, len(numbers)),
+            page_count=cell.page_count,
+            total_pages=cell.total_pages,
+        )
+        for cell in page_map.cells
+    ]
+    return pb.GetPageMapResponse(pages_per_cell=page_map.pages_per_cell, tenants=list(numbers)[1:], cells=cells)
+
+
+def event_message(what: Happening, page_size_bytes: int, missed: int) -> pb.Event:
+    return pb.Event(
+        sequence=what.sequence,
+        time=timestamp(what.time_s),
+        kind=what.kind.value,
+        tenant=what.tenant,
+        session_id=what.session_id,
+        bytes=what.page_count * page_size_bytes,
+        reason=what.reason,
+        waited=None if what.waited_s is None else duration(what.waited_s),
+        message=what.message,
+        missed=missed,
+    )
 
 
 def reclaim_counts_message(counts: ReclaimCounts) -> pb.ReclaimCounts:

@@ -103,8 +103,8 @@ def _tenant_metrics(snapshot: Snapshot, pool: Pool, now_s: float) -> Iterator[Me
         broken.add_metric(name, promise.state is PromiseState.BROKEN)
         waiting.add_metric(name, pool.policy.wishes.queued_pages(tenant) * page)
         longest.add_metric(name, pool.policy.longest_wait_s(tenant, now_s))
-        waits.add_metric(name, view.waits)
-        waited.add_metric(name, view.waited_s)
+        waits.add_metric(name, view.tally.waited)
+        waited.add_metric(name, view.tally.waited_s)
     yield from (leased, sessions, minimum, maximum, missing, broken, waiting, longest, waits, waited)
 
 

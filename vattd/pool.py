@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from vatt.errors import DeviceLost, VattError
+from vatt.pages import page_count_of
 from vatt.usage import Usage
 from vattd.driver_thread import DriverThread, Urgency
 from vattd.engines import Engines, NoEngines
 from vattd.exports import Exports
 from vattd.guarantee import Access, Guarantee
+from vattd.happenings import Happenings, Kind
 from vattd.ledger import Ledger
 from vattd.lending import Answer, Lending
 from vattd.page_notes import NoNotes, PageNotes
 from vattd.page_run import PageRun
 from vattd.policy import Policy
 from vattd.pressure import Pressure
-from vattd.reclaim import Ask, Reason, Reclaims
+from vattd.reclaim import Ask, Reason, Reclaims, Request
 from vattd.rules import PoolLimits, PoolRules
+from vattd.tallies import PurposeTally
 from vattd.upkeep import Upkeep
-from vattd.wish import Waiting, Wish
+from vattd.wish import Purpose, Waiting, Wish
 from vattd.workshop import Workshop
 from vattention.vmm.driver import DeviceMemory, PhysicalDriver
 
@@ -61,8 +65,11 @@ class Pool:
         on_broken: Callable[[BaseException], None],
         rules: PoolRules | None = None,
         notes: PageNotes | None = None,
+        happenings: Happenings | None = None,
     ) -> None:
         self._notes = notes or NoNotes()
+        self.happenings = happenings or Happenings(time.time)
+        self.tallies = {purpose: PurposeTally() for purpose in Purpose}
         rules = rules or PoolRules()
         self.ledger, self.limits = ledger, limits
         self.engines: Engines = NoEngines()
@@ -123,6 +130,32 @@ class Pool:
             future.exception()  # whoever asked may have stopped listening: that is no error of ours
         else:
             future.set_result(answer)
+            self._note_granted(entry, page_count_of(run.extent for run in answer))
+
+    def _note_granted(self, entry: Waiting, page_count: int) -> None:
+        took_s = self._now() - entry.since_s
+        self.tallies[entry.wish.purpose].grant(page_count, took_s)
+        self.happenings.note(
+            Kind.LEASE_GRANTED,
+            tenant=entry.party.name,
+            session_id=entry.wish.session_id,
+            page_count=page_count,
+            waited_s=took_s,
+        )
+
+    def note_refused(self, session_id: str, page_count: int, error: VattError) -> None:
+        """A call for a lease was answered with this error."""
+        tenant = self.ledger.find_tenant_of(session_id)
+        if tenant is not None:
+            tenant.tally.refusals[error.reason] += 1
+        self.happenings.note(
+            Kind.LEASE_REFUSED,
+            tenant="" if tenant is None else tenant.name,
+            session_id=session_id,
+            page_count=page_count,
+            reason=error.reason,
+            message=str(error),
+        )
 
     def open_session(self, session_id: str, tenant: str, uid: int, gids: Iterable[int] = ()) -> None:
         """Raises TenantDenied, InvalidRequest, Draining."""
@@ -131,11 +164,13 @@ class Pool:
 
     def cancel(self, session_id: str, request_id: str) -> int:
         self._changed.set()
-        return self._lending.cancel(session_id, request_id)
+        with self._noting_answers_of(session_id):
+            return self._lending.cancel(session_id, request_id)
 
     def give_back(self, session_id: str, runs: Iterable[PageRun]) -> int:
         self._changed.set()
-        return self._lending.give_back(session_id, runs)
+        with self._noting_answers_of(session_id):
+            return self._lending.give_back(session_id, runs)
 
     def report_usage(self, session_id: str, usage: Usage) -> None:
         """Raises InvalidRequest. What is idle now may be asked for by who waits."""
@@ -149,8 +184,22 @@ class Pool:
 
     def answer_reclaim(self, session_id: str, reclaim_id: int) -> None:
         """The session gave back what it could."""
-        self.pressure.reclaims.answered(session_id, reclaim_id, self._now())
+        with self._noting_answers_of(session_id):
+            self.pressure.reclaims.answered(session_id, reclaim_id, self._now())
         self._changed.set()
+
+    @contextmanager
+    def _noting_answers_of(self, session_id: str) -> Iterator[None]:
+        """What is done may meet an ask, by word or by pages."""
+        counts = self.pressure.reclaims.counts
+        before = counts.answered
+        yield
+        if counts.answered > before:
+            self.happenings.note(Kind.RECLAIM_ANSWERED, tenant=self._tenant_name(session_id), session_id=session_id)
+
+    def _tenant_name(self, session_id: str) -> str:
+        tenant = self.ledger.find_tenant_of(session_id)
+        return "" if tenant is None else tenant.name
 
     def ask_again(self, session_id: str) -> None:
         """The session can be told again what is wanted of it."""
@@ -170,10 +219,13 @@ class Pool:
     def configure(self, name: str, guarantee: Guarantee, access: Access) -> None:
         """Set a tenant's guarantee and who may use it; all mins fit the pool. Raises InvalidRequest."""
         self._lending.configure(name, guarantee, access)
+        words = guarantee.words(self.ledger.page_size_bytes)
+        self.happenings.note(Kind.GUARANTEE_CHANGED, tenant=name, page_count=guarantee.min_pages, message=words)
         self._changed.set()
 
     def unconfigure(self, name: str) -> None:
         self._lending.unconfigure(name)
+        self.happenings.note(Kind.GUARANTEE_CHANGED, tenant=name, message="nothing is promised to it any more")
         self._changed.set()
 
     @property
@@ -183,10 +235,12 @@ class Pool:
     def drain(self) -> None:
         """Begin nothing new: refuse ADMITs, those that wait too, and new sessions; ask for what is idle."""
         self._lending.drain()
+        self.happenings.note(Kind.DRAIN_BEGAN)
         self._changed.set()
 
     def resume(self) -> None:
         self._lending.resume()
+        self.happenings.note(Kind.DRAIN_ENDED)
         self._changed.set()
 
     def evict(self, session_id: str) -> None:
@@ -287,10 +341,22 @@ class Pool:
             self._calm.set()
         for request in review.requests:
             self.engines.ask_back(request)
+            self._note_ask(Kind.RECLAIM_ASKED, request)
         for ask in review.ignored:
             log.warning("session %s did not give back %d pages in time", ask.session_id, ask.page_count)
+            self._note_ask(Kind.RECLAIM_IGNORED, ask)
         if review.victim is not None:
             self._kill(review.victim, now_s)
+
+    def _note_ask(self, kind: Kind, ask: Request | Ask) -> None:
+        self.happenings.note(
+            kind,
+            tenant=self._tenant_name(ask.session_id),
+            session_id=ask.session_id,
+            page_count=ask.page_count,
+            reason=ask.reason.name.lower(),
+            message=ask.reason.value,
+        )
 
     def _kill(self, overdue: Ask, now_s: float) -> None:
         try:

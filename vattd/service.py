@@ -185,10 +185,14 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     @rpc
     async def LeasePages(self, request: pb.LeasePagesRequest, context: Context) -> pb.LeasePagesResponse:  # noqa: N802
         session = await self._session_of(request.key)
-        wish = _parse_wish(session.session_id, request, asyncio.get_running_loop().time())
-        session.check_may_lease(is_repeat=self.pool.ledger.remembers(session.session_id, wish.request_id))
-        with self._leasing.one_more(session.peer.uid):
-            runs = await self.pool.lease(wish)
+        try:
+            wish = _parse_wish(session.session_id, request, asyncio.get_running_loop().time())
+            session.check_may_lease(is_repeat=self.pool.ledger.remembers(session.session_id, wish.request_id))
+            with self._leasing.one_more(session.peer.uid):
+                runs = await self.pool.lease(wish)
+        except VattError as error:
+            self.pool.note_refused(session.session_id, request.page_count, error)
+            raise
         return pb.LeasePagesResponse(runs=[self._leased(run) for run in runs])
 
     @rpc
@@ -220,7 +224,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     @rpc
     async def Detach(self, request: pb.DetachRequest, context: Context) -> pb.DetachResponse:  # noqa: N802
         session = await self._session_of(request.key)
-        return pb.DetachResponse(returned_pages=self._sessions.end(session, unmapped=True, cause="it detached"))
+        return pb.DetachResponse(returned_pages=self._sessions.end(session, unmapped=True))
 
     def _leased(self, run: PageRun) -> pb.LeasedRun:
         placement = self._driver.placement(run.extent)

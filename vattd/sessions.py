@@ -26,6 +26,7 @@ from vatt.protocol import MAX_VERSION, MIN_VERSION
 from vatt.v1 import vatt_pb2 as pb
 from vattd.engine_session import EngineSession, digest_of
 from vattd.handles import HandleConnection, parse_run
+from vattd.happenings import EndCause, Happenings, Kind
 from vattd.journal import Journal, SessionFacts
 from vattd.mailbox import Mailbox
 from vattd.messages import reclaim_message
@@ -86,6 +87,10 @@ class Sessions:
         self._sessions: dict[str, EngineSession] = {}
         self._opened = 0
         self._closing = False
+
+    @property
+    def _happenings(self) -> Happenings:
+        return self._pool.happenings
 
     def __iter__(self) -> Iterator[EngineSession]:
         return iter(list(self._sessions.values()))
@@ -168,11 +173,14 @@ class Sessions:
             session.mailbox.close()  # a stream that is up yet ends, so that the engine hears of it
             self._pool.fence(session.session_id)
             log.info("session %s fenced: its stream broke and its process lives", session.session_id)
+            self._note(Kind.SESSION_FENCED, session, "its stream broke and its process lives")
 
-    def end(self, session: EngineSession, *, unmapped: bool, cause: str) -> int:
-        """Forget a session and take its pages back. Returns how many there were."""
+    def end(self, session: EngineSession, *, unmapped: bool) -> int:
+        """Forget a session whose process exited, or that detaches (`unmapped`, by its own word), and take its pages
+        back. Returns how many there were."""
         if self._sessions.pop(session.session_id, None) is None:
             return 0
+        cause = self._end_cause(session, unmapped=unmapped)
         page_count = self._pool.end_session(session.session_id, unmapped=unmapped)
         self._recovery.ended(session.session_id)
         self._journal.drop(session.session_id)
@@ -181,8 +189,22 @@ class Sessions:
         session.mailbox.close()
         if session.connection is not None:
             session.connection.close()
-        log.info("session %s of %s ended (%s): %d pages back", session.session_id, session.tenant, cause, page_count)
+        words = (session.session_id, session.tenant, cause.value, page_count)
+        log.info("session %s of %s ended (%s): %d pages back", *words)
+        self._happenings.note_end(cause, tenant=session.tenant, session_id=session.session_id, page_count=page_count)
         return page_count
+
+    def _end_cause(self, session: EngineSession, *, unmapped: bool) -> EndCause:
+        if self._recovery.awaits(session.session_id):
+            return EndCause.LOST
+        if session.killed:
+            return EndCause.KILLED
+        if session.evicted:
+            return EndCause.EVICTED
+        return EndCause.DETACHED if unmapped else EndCause.EXITED
+
+    def _note(self, kind: Kind, session: EngineSession, message: str = "") -> None:
+        self._happenings.note(kind, tenant=session.tenant, session_id=session.session_id, message=message)
 
     # The pool's side
 
@@ -213,7 +235,9 @@ class Sessions:
                 f"process {peer.pid} of session {session_id} is uid {peer.uid}'s, and vattd (uid {os.geteuid()}) may "
                 f"not kill it ({error.strerror}): `sudo kill -9 {peer.pid}` does"
             ) from error
+        session.killed = True
         log.warning("session %s of %s is killed: %s", session_id, session.tenant, cause)
+        self._note(Kind.SESSION_KILLED, session, cause)
 
     # The operator's side
 
@@ -226,6 +250,8 @@ class Sessions:
 
     def evict(self, session: EngineSession) -> None:
         """Ask the session to leave: it gets no more pages, and is asked for all that it has."""
+        if not session.evicted:
+            self._note(Kind.SESSION_EVICTED, session)
         session.evicted = True
         facts = replace(session.facts, evicted=True)
         with suppress(SystemLimit):  # then a vattd that comes after this one does not know
@@ -286,6 +312,7 @@ class Sessions:
         connection.attach(session)
         self._keep(session)
         log.info("session %s of %s attached: pid %d", session.session_id, session.tenant, session.peer.pid)
+        self._note(Kind.SESSION_ATTACHED, session, f"pid {session.peer.pid} {session.facts.client_name}".rstrip())
         return session
 
     def _check_room(self, uid: int, tenant: str) -> None:
@@ -346,9 +373,10 @@ class Sessions:
         if session.evicted:
             self.evict(session)
         log.info("session %s re-attached", session.session_id)
+        self._note(Kind.SESSION_RESUMED, session)
 
     def _exited(self, session: EngineSession) -> None:
-        self.end(session, unmapped=False, cause="its process exited")
+        self.end(session, unmapped=False)
 
 
 def _mps_refusal(pid: int, uuid: str) -> MpsRefused:

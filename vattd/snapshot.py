@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vatt.usage import Usage
 from vattd.guarantee import Access, Guarantee
+from vattd.tallies import TenantTally
 
 
 class PageState(enum.Enum):
@@ -32,8 +33,7 @@ class TenantView:
     session_count: int
     leased_pages: int
     usage: Usage  # summed over its sessions
-    waits: int  # leases that waited and were granted
-    waited_s: float  # and how long they did in all
+    tally: TenantTally  # of its leases; a copy
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ What an earlier vattd lent is in zones of its time: such pages are lent until th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from vatt.errors import InvalidRequest
 from vatt.pages import MAX_ZONES, Extent, FreeExtents, LedgerBug, page_count_of
@@ -389,6 +389,24 @@ class Stock:
             PageState.QUARANTINED: self._quarantined.page_count + self._lost_pages + self._left_pages,
         }
         return {PageState.UNBACKED: self.max_pages - sum(counts.values()), **counts}
+
+    @property
+    def left_pages(self) -> int:
+        """An earlier vattd's, of unknown ids, which nobody has said to hold."""
+        return self._left_pages
+
+    def idle_extents(self) -> Iterator[tuple[PageState, Shelf | None, list[Extent]]]:
+        """All that have memory and an id and are not lent, by state and whose data they hold (None: nobody's)."""
+        for zone in self._zones.values():
+            yield PageState.CLEAN, None, list(zone.clean)
+            yield PageState.DIRTY, None, list(zone.fresh)
+        for shelf in self._shelves:
+            yield PageState.DIRTY, shelf, list(shelf.dirty)
+        yield PageState.CREATING, None, list(self._creating)
+        yield PageState.SCRUBBING, None, list(self._scrubbing)
+        yield PageState.DESTROYING, None, list(self._destroying)
+        for lost in (self._quarantined, self._broken, self._disputed):
+            yield PageState.QUARANTINED, None, list(lost)
 
     @staticmethod
     def _spare_dirty_pages(shelf: Shelf) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vatt.errors import InvalidRequest, TenantDenied
 from vattd.guarantee import NO_GUARANTEE, Access, Guarantee
 from vattd.shelf import Shelf
 from vattd.stock import Stock
+from vattd.tallies import TenantTally
 
 # Anybody may name a new tenant, so their number is bounded.
 MAX_TENANTS = 4096
@@ -26,8 +27,7 @@ class Tenant:
     guarantee: Guarantee = NO_GUARANTEE
     access: Access | None = None
     session_count: int = 0
-    waits: int = 0  # leases that waited and were granted
-    waited_s: float = 0.0  # and how long they did in all
+    tally: TenantTally = field(default_factory=TenantTally)  # of its leases
 
     @property
     def held_pages(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from vatt.pages import Extent
 from vatt.usage import Usage
 from vattd.guarantee import Access, Guarantee
 from vattd.ledger import Ledger
+from vattd.page_map import draw
 from vattd.page_run import PageRun
 from vattd.scrub import Scrub
 from vattd.snapshot import PageState
@@ -197,6 +199,26 @@ class LedgerMachine(RuleBasedStateMachine):
             assert sum(counts.values()) == MAX_PAGES
             assert min(counts.values()) >= 0
             assert counts[PageState.LEASED] == sum(len(pages) for pages in self.held.values())
+
+    @invariant()
+    def the_page_map_shows_every_page_once(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        snapshot = self.ledger.snapshot()
+        by_page = draw(self.ledger.patches(), MAX_PAGES, MAX_PAGES)
+        assert by_page.pages_per_cell == 1
+        states = Counter(cell.owner.state for cell in by_page.cells)
+        assert states == {state: count for state, count in snapshot.pages_by_state.items() if count}
+        leased = Counter(cell.owner.tenant for cell in by_page.cells if cell.owner.state is PageState.LEASED)
+        assert leased == {view.name: view.leased_pages for view in snapshot.tenants if view.leased_pages}
+        rough = draw(self.ledger.patches(), MAX_PAGES, 7)
+        assert len(rough.cells) <= 7
+        assert sum(cell.total_pages for cell in rough.cells) == MAX_PAGES
+        pages = [cell.owner for cell in by_page.cells]
+        for number, cell in enumerate(rough.cells):
+            inside = Counter(pages[number * rough.pages_per_cell : (number + 1) * rough.pages_per_cell])
+            assert (inside.total(), inside[cell.owner]) == (cell.total_pages, cell.page_count)
+            assert cell.page_count == max(inside.values())
 
     @invariant()
     def the_snapshot_agrees_with_itself(self) -> None:

@@ -1436,7 +1436,7 @@ class Event(_message.Message):
     message: _builtins.str
     """For people, one line."""
     missed: _builtins.int
-    """Events that would have come between the one before and this one, and are kept no more."""
+    """Events between the one before and this one that came while the watcher read too slowly, and are left out for that."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
