@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,14 +109,31 @@ class Admin:
         request = pb.ShrinkRequest(ask_sessions=ask_sessions)
         return self._call(self._stub.Shrink, request, SHRINK_WITHIN_S).freed_bytes
 
+    def page_map(self, cell_count: int) -> pb.GetPageMapResponse:
+        return self._call(self._stub.GetPageMap, pb.GetPageMapRequest(cell_count=cell_count))
+
+    def events(self, *, after: int = 0, min_lease_bytes: int = 0, follow: bool = False) -> Iterator[pb.Event]:
+        """What is kept of the past after that event; with `follow` also what comes, until vattd ends: then raises
+        DaemonUnreachable."""
+        request = pb.WatchEventsRequest(after=after, min_lease_bytes=min_lease_bytes, follow=follow)
+        try:
+            yield from self._stub.WatchEvents(
+                request, timeout=None if follow else ANSWER_WITHIN_S, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            raise self._raised(error, ANSWER_WITHIN_S) from error
+        if follow:
+            raise DaemonUnreachable(f"vattd at {self.sockets.admin} has stopped: the same command follows the next one")
+
     def _call(self, method: Callable[..., Response], request: Any, within_s: float = ANSWER_WITHIN_S) -> Response:
         try:
             return method(request, timeout=within_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raised = from_rpc(error)
-            if isinstance(raised, DaemonUnreachable):
-                raise _unreachable(self.sockets, error, within_s) from error
-            raise raised from error
+            raise self._raised(error, within_s) from error
+
+    def _raised(self, error: grpc.RpcError, within_s: float) -> VattError:
+        raised = from_rpc(error)
+        return _unreachable(self.sockets, error, within_s) if isinstance(raised, DaemonUnreachable) else raised
 
 
 def find(device: str | None, socket_dir: Path | None) -> Sockets:

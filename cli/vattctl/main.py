@@ -10,6 +10,7 @@ import click
 from vatt.command_line import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_WORDS, SIZE_WORDS, TIME_WORDS
 from vatt.errors import DaemonUnreachable, VattError
 from vattctl.drain import drain
+from vattctl.events import events
 from vattctl.evict import evict
 from vattctl.replay.command import replay
 from vattctl.reserve import reserve, unreserve
@@ -26,7 +27,7 @@ def vattctl() -> None:
     """See and steer the vattd of this machine."""
 
 
-for command in (status, tenants, reserve, unreserve, evict, drain, shrink, replay):
+for command in (status, events, tenants, reserve, unreserve, evict, drain, shrink, replay):
     vattctl.add_command(command)
 
 

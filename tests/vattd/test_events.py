@@ -30,8 +30,9 @@ def admin(vattd: Vattd) -> Iterator[Operator]:
         yield admin
 
 
-def events(admin: Operator, **fields: int) -> list[pb.Event]:
-    return list(admin.admin.WatchEvents(pb.WatchEventsRequest(**fields), timeout=ANSWER_WITHIN_S))
+def events(admin: Operator, after: int = 0, min_lease_bytes: int = 0) -> list[pb.Event]:
+    request = pb.WatchEventsRequest(after=after, min_lease_bytes=min_lease_bytes)
+    return list(admin.admin.WatchEvents(request, timeout=ANSWER_WITHIN_S))
 
 
 def page_map(admin: Operator, cell_count: int) -> pb.GetPageMapResponse:
