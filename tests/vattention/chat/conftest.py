@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.daemon import Vattd
+from tests.one_thread import one_thread as one_thread
 from tests.vattention.chat.tiny_chat import save_model
 from vattention.chat import ChatEngine
 
@@ -80,12 +81,3 @@ def slow_down(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDown]:
 def small_vattd() -> Iterator[Vattd]:
     with Vattd("--pool-max", str(SMALL_POOL_BYTES), "--page-size", str(SMALL_PAGE_BYTES)) as vattd:
         yield vattd
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For models this small a second thread gains nothing, and waits for its turn on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import PreTrainedModel
 
+from tests.one_thread import one_thread as one_thread
 from vattention.integrations.transformers import VattCache
 from vattention.layout import Layout
 from vattention.session import Session
@@ -21,15 +21,6 @@ MakeCache = Callable[..., VattCache]
 def session(vattd_socket_dir: Path) -> Iterator[Session]:
     with Session.connect("integrations", socket_dir=vattd_socket_dir) as session:
         yield session
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For models this small a second thread gains nothing, and waits for its turn on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=list(Layout), ids=lambda layout: layout.value)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 import vattention
 from tests.daemon import Vattd
+from tests.one_thread import one_thread as one_thread
 from tests.operator import Operator, operator
 from tests.vattention.sarathi.block_space_manager import Accounting, BlockSpaceManager
 from tests.vattention.sarathi.cache_engine import CacheEngine
@@ -56,15 +56,6 @@ def found_vattd(vattd: Vattd, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     monkeypatch.setattr(upstream, "default_device", lambda: "host")
     yield
     vattention.cleanup()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For copies this small a second thread gains nothing, and waits for its turn on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
