@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from vatt.plain import to_plain as to_plain
 from vattctl.daemon import Answers, Unreachable
 
 # Where the output is piped and nobody says COLUMNS, a table is as wide as it needs: this holds the longest names.
@@ -115,32 +113,3 @@ def daemons_json(daemons: Sequence[Any], unreachable: Sequence[Unreachable]) -> 
     """The one shape of all that is asked of several daemons."""
     lost = [{"device": one.sockets.device, "error": str(one.error)} for one in unreachable]
     return as_json({"daemons": daemons, "unreachable": lost})
-
-
-def to_plain(message: Message) -> Any:
-    """The proto's field names, every field: null for one that is unset, where that differs from zero or empty.
-
-    Integers are numbers (the standard mapping makes int64 strings); enums, times and durations are as in the standard
-    mapping: "STATE_HELD", "2026-01-02T03:04:05Z", "1.500s".
-    """
-    if isinstance(message, (Timestamp, Duration)):
-        return message.ToJsonString()
-    return {field.name: _plain_field(message, field) for field in message.DESCRIPTOR.fields}
-
-
-def _plain_field(message: Message, field: Any) -> Any:
-    value = getattr(message, field.name)
-    if field.is_repeated:
-        return [_plain_value(item, field) for item in value]
-    if field.has_presence and not message.HasField(field.name):
-        return None
-    return _plain_value(value, field)
-
-
-def _plain_value(value: Any, field: Any) -> Any:
-    if isinstance(value, Message):
-        return to_plain(value)
-    if field.enum_type is not None:
-        known = field.enum_type.values_by_number.get(value)
-        return known.name if known is not None else value
-    return value
