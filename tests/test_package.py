@@ -45,6 +45,7 @@ PURE = [
     "vattd/tallies.py",
     "vattd/happenings.py",
     "vattd/page_map.py",
+    "vattd/timeline.py",
     "client/vattention/block_geometry.py",
     "client/vattention/integrations/vllm/budget.py",
     "client/vattention/integrations/vllm/clusters.py",
