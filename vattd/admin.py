@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import enum
 import math
-import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -18,37 +14,24 @@ from vatt.errors import InvalidRequest, TooBusy
 from vatt.names import check_tenant_name
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
-from vattd import __version__
 from vattd.audit import AuditLog
-from vattd.engine_session import EngineSession
 from vattd.event_feed import EventFeed
 from vattd.guarantee import Access
 from vattd.messages import (
-    access_message,
-    device_message,
-    duration,
     event_message,
     guarantee_message,
-    memory_message,
     mode_of,
     page_map_message,
-    promise_message,
-    put_usage,
-    reclaim_counts_message,
     seconds,
-    timestamp,
 )
 from vattd.methods import Lane
 from vattd.page_map import MAX_CELLS
 from vattd.page_maps import PageMaps
 from vattd.pool import Pool
-from vattd.recovery import Recovery
 from vattd.service import Context, rpc
 from vattd.sessions import DRAINING, Sessions
-from vattd.snapshot import SessionView, Snapshot, TenantView
+from vattd.status import DaemonState, Status
 from vattd.tenant_book import Change, TenantBook
-from vattd.tenants import Tenant
-from vattention.vmm.driver import PhysicalDriver
 
 # gRPC metadata: who types, by the client's own word.
 CALLER_KEY = "vatt-caller"
@@ -59,40 +42,20 @@ SHRINK_WAIT_S = 1.0
 MAX_DURATION_S = 10 * 365 * 86400.0
 
 
-class DaemonState(enum.Enum):
-    SERVING = "serving"
-    DRAINING = "draining"
-    SHUTTING_DOWN = "shutting_down"
-    DEVICE_LOST = "device_lost"
-    BROKEN = "broken"  # a bug of ours
-
-
-@dataclass(slots=True)
-class DaemonFacts:
-    """What status says of the daemon itself; the daemon alone writes it."""
-
-    incarnation: int
-    start_time_s: float
-    state: DaemonState = DaemonState.SERVING
-
-
 class AdminService(vatt_pb2_grpc.AdminServiceServicer):
     """What operators see and do."""
 
     def __init__(
         self,
-        facts: DaemonFacts,
+        status: Status,
         sessions: Sessions,
         pool: Pool,
-        driver: PhysicalDriver,
         book: TenantBook,
         audit: AuditLog,
-        recovery: Recovery,
+        maps: PageMaps,
     ) -> None:
-        self._recovery = recovery
-        self._facts, self._sessions, self.pool, self._driver = facts, sessions, pool, driver
-        self._book, self._audit = book, audit
-        self._maps = PageMaps(pool.ledger)
+        self._status, self._sessions, self.pool = status, sessions, pool
+        self._book, self._audit, self._maps = book, audit, maps
         self._feeds: set[EventFeed] = set()
         self._lane = Lane()
 
@@ -102,36 +65,13 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
 
     @rpc
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: N802
-        memory = await self.pool.memory()
-        snapshot = self.pool.ledger.snapshot()
-        views = {view.session_id: view for view in snapshot.sessions}
-        state = self._facts.state
-        if state is DaemonState.SERVING and self.pool.draining:
-            state = DaemonState.DRAINING
-        return pb.GetStatusResponse(
-            daemon=pb.Daemon(
-                version=__version__,
-                incarnation=self._facts.incarnation,
-                pid=os.getpid(),
-                start_time=timestamp(self._facts.start_time_s),
-                state=state.value,
-                recovered_sessions_total=self._recovery.recovered_total,
-                lost_sessions_total=self._recovery.lost_total,
-                disputed_pages_total=self.pool.ledger.disputed_pages,
-            ),
-            device=device_message(self._driver.device),
-            memory=memory_message(memory),
-            pool=self._pool_message(snapshot),
-            tenants=[self._tenant_message(view) for view in snapshot.tenants],
-            sessions=[self._session_message(session, views[session.session_id]) for session in self._sessions],
-        )
+        return self._status.message(await self.pool.memory())
 
     @rpc
     async def Reserve(self, request: pb.ReserveRequest, context: Context) -> pb.ReserveResponse:  # noqa: N802
         with self._audited("reserve", request, context):
             await self._book.reserve(request.tenant, _parse_change(request))
-        view = next(view for view in self.pool.ledger.snapshot().tenants if view.name == request.tenant)
-        return pb.ReserveResponse(tenant=self._tenant_message(view))
+        return pb.ReserveResponse(tenant=self._status.tenant(request.tenant))
 
     @rpc
     async def Unreserve(self, request: pb.UnreserveRequest, context: Context) -> pb.UnreserveResponse:  # noqa: N802
@@ -162,8 +102,8 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
     @rpc
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:  # noqa: N802
         with self._audited("drain", request, context):
-            if self._facts.state is not DaemonState.SERVING:
-                raise InvalidRequest(f"vattd is {self._facts.state.value}: there is nothing to drain")
+            if self._status.state not in (DaemonState.SERVING, DaemonState.DRAINING):
+                raise InvalidRequest(f"vattd is {self._status.state.value}: there is nothing to drain")
             if request.resume:
                 self.pool.resume()
                 notice = pb.Notice(kind=pb.Notice.KIND_RESUMED, message="vattd takes new requests again")
@@ -214,89 +154,6 @@ class AdminService(vatt_pb2_grpc.AdminServiceServicer):
         arguments = MessageToDict(request, preserving_proto_field_name=True)
         with self._audit.entry(verb, caller, arguments):
             yield
-
-    def _pool_message(self, snapshot: Snapshot) -> pb.Pool:
-        page, ledger = snapshot.page_size_bytes, self.pool.ledger
-        shortage = self.pool.shortage
-        passes_on = ledger.stock.shares_zone
-        return pb.Pool(
-            page_size_bytes=page,
-            min_bytes=self.pool.limits.min_bytes,
-            max_bytes=snapshot.max_pages * page,
-            pages_by_state=[
-                pb.PagesInState(state=state.value, page_count=count) for state, count in snapshot.pages_by_state.items()
-            ],
-            peak_leased_bytes=snapshot.peak_leased_pages * page,
-            peak_mapped_bytes=snapshot.peak_mapped_pages * page,
-            waiting_pages=self.pool.waiting_pages,
-            created_pages_total=snapshot.created_pages_total,
-            scrubbed_pages_total=snapshot.scrubbed_pages_total,
-            destroyed_pages_total=snapshot.destroyed_pages_total,
-            shortage="" if shortage is None else str(shortage),
-            promised_bytes=sum(tenant.guarantee.min_pages for tenant in ledger.promised()) * page,
-            kept_free_bytes=self.pool.kept_free_pages * page,
-            reclaims=reclaim_counts_message(self.pool.pressure.reclaims.counts),
-            scrub=ledger.stock.scrub.value,
-            isolated=not passes_on,
-            context_bytes=self.pool.context_bytes,
-        )
-
-    def _tenant_message(self, view: TenantView) -> pb.Tenant:
-        page, now_s = self._page_size_bytes, asyncio.get_running_loop().time()
-        tenant = self.pool.ledger.tenant(view.name)
-        policy = self.pool.policy
-        message = pb.Tenant(
-            name=view.name,
-            session_count=view.session_count,
-            leased_bytes=view.leased_pages * page,
-            waiting_bytes=policy.wishes.queued_pages(tenant) * page if tenant is not None else 0,
-            waiting_leases=policy.wishes.queue_length(tenant) if tenant is not None else 0,
-            longest_wait=duration(policy.longest_wait_s(tenant, now_s) if tenant is not None else 0.0),
-            waited_total=view.tally.waited,
-            waited_time_total=duration(view.tally.waited_s),
-            granted_leases_total=view.tally.granted,
-            granted_bytes_total=view.tally.granted_pages * page,
-            refused_leases_total=view.tally.refusals.total(),
-        )
-        put_usage(message, view.usage, page)
-        found = self._book.in_force(view.name)
-        if found is None:
-            if view.owner_uid is not None:
-                message.owner_uid = view.owner_uid
-            return message
-        reservation, source = found
-        message.source = source.value
-        message.guarantee.CopyFrom(guarantee_message(reservation, self._book.revision))
-        message.access.CopyFrom(access_message(reservation.access))
-        if reservation.until_s is not None:
-            message.until.CopyFrom(timestamp(reservation.until_s))
-        if tenant is not None and view.guarantee.min_pages:
-            message.promise.CopyFrom(self._promise_message(tenant, now_s))
-        return message
-
-    def _promise_message(self, tenant: Tenant, now_s: float) -> pb.Promise:
-        view = self.pool.pressure.promise_of(tenant, now_s)
-        return promise_message(view, self._page_size_bytes, time.time(), now_s)
-
-    def _session_message(self, session: EngineSession, view: SessionView) -> pb.Session:
-        page, now_s = self._page_size_bytes, asyncio.get_running_loop().time()
-        asks = self.pool.pressure.reclaims.of(session.session_id)
-        message = pb.Session(
-            session_id=session.session_id,
-            tenant=session.tenant,
-            pid=session.peer.pid,
-            uid=session.peer.uid,
-            client_name=session.facts.client_name,
-            state=self._sessions.state_of(session),
-            leased_bytes=view.leased_pages * page,
-            attach_time=timestamp(session.facts.attach_time_s),
-            asked_back_bytes=min(sum(ask.page_count for ask in asks), view.leased_pages) * page,
-            asked_back_overdue=self.pool.pressure.reclaims.is_overdue(session.session_id, now_s),
-        )
-        put_usage(message, view.usage, page)
-        if asks:
-            message.asked_back_since.CopyFrom(duration(now_s - min(ask.asked_s for ask in asks)))
-        return message
 
 
 def guarantee_of(book: TenantBook, tenant: str) -> pb.Guarantee:

@@ -16,7 +16,7 @@ from vatt.sizes import format_size
 from vatt.sockets import Sockets, make_directory, make_private_directory
 from vatt.v1 import vatt_pb2 as pb
 from vattd import __version__
-from vattd.admin import AdminService, DaemonFacts, DaemonState, guarantee_of
+from vattd.admin import AdminService, guarantee_of
 from vattd.audit import AuditLog
 from vattd.conditions import Conditions
 from vattd.config import Config
@@ -32,6 +32,7 @@ from vattd.limits import limits_of, page_size_bytes_of, with_room_for
 from vattd.messages import device_message
 from vattd.metrics import PoolCollector
 from vattd.metrics_server import MetricsServer
+from vattd.page_maps import PageMaps
 from vattd.page_notes import JournalNotes
 from vattd.pool import Pool
 from vattd.predecessor import pages_in_use, replace_running
@@ -43,6 +44,7 @@ from vattd.scrub import Scrub
 from vattd.service import EngineService
 from vattd.sessions import Sessions
 from vattd.state_file import StateFile
+from vattd.status import DaemonFacts, DaemonState, Status
 from vattd.stock import Stock
 from vattd.tenant_book import TenantBook, read_state
 from vattd.tenant_config import read_tenants
@@ -117,7 +119,9 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         stack.push_async_callback(_cancel, loop.create_task(_look(Conditions(pool, recovery))))
         users = Rates(OF_USER)
         engine = EngineService(sessions, pool, driver, facts.incarnation, users)
-        admin = AdminService(facts, sessions, pool, driver, book, audit, recovery)
+        status = Status(facts, sessions, pool, driver.device, book, recovery)
+        maps = PageMaps(ledger)
+        admin = AdminService(status, sessions, pool, book, audit, maps)
         for survivor in survivors:
             sessions.restore(survivor)
         pool.happenings.note(Kind.VATTD_STARTED, message=f"vattd {__version__}, pid {os.getpid()}")
@@ -148,7 +152,7 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         where = {"socket_dir": str(config.socket_dir), "device": driver.device.uuid}
         ready.say({**where, "pid": os.getpid(), "metrics": metrics})
 
-        status = await stop
+        ending = await stop
         if facts.state is DaemonState.SERVING:
             facts.state = DaemonState.SHUTTING_DOWN
             sessions.tell_all(pb.Notice(kind=pb.Notice.KIND_SHUTTING_DOWN, message="vattd stops; keep what you hold"))
@@ -156,7 +160,7 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         pool.stop_lending(ShuttingDown("vattd is stopping: what you hold stays yours"))
         sessions.close()
         admin.close()
-    return status
+    return ending
 
 
 def _last_notice(error: BaseException) -> pb.Notice:
