@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from vatt.errors import InvalidRequest, LeaseCancelled, LimitExceeded, PoolExhausted, SessionUnknown
 from vatt.pages import ZONE_PAGES, LedgerBug, extents_of
 from vatt.protocol import GENERATION_BITS
-from vatt.usage import Usage
+from vatt.usage import Usage, total_of
 from vattd.claims import Claims, parse_claims
 from vattd.guarantee import NO_GUARANTEE, Access, Guarantee
 from vattd.page_map import Owner, Patch
@@ -311,9 +311,9 @@ class Ledger:
 
     def snapshot(self) -> Snapshot:
         sessions = tuple(self.session_views())
-        usage: defaultdict[str, Usage] = defaultdict(Usage)
+        usages: defaultdict[str, list[Usage]] = defaultdict(list)
         for view in sessions:
-            usage[view.tenant] += view.usage
+            usages[view.tenant].append(view.usage)
         return Snapshot(
             page_size_bytes=self.page_size_bytes,
             max_pages=self.stock.max_pages,
@@ -331,7 +331,7 @@ class Ledger:
                     guarantee=tenant.guarantee,
                     session_count=tenant.session_count,
                     leased_pages=tenant.held_pages,
-                    usage=usage[tenant.name],
+                    usage=total_of(usages[tenant.name]),
                     tally=tenant.tally.copy(),
                 )
                 for tenant in self._tenants

@@ -7,7 +7,7 @@ who does not answer in time is passed over, and the next ones are asked.
 from __future__ import annotations
 
 import enum
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -101,15 +101,22 @@ class Reclaims:
         """May pages still come that were asked for this reason?"""
         return any(ask.is_live(now_s) for ask in self._for(reason))
 
-    def is_overdue(self, session_id: str, now_s: float) -> bool:
-        """Did the session let the time go by without a word, or without giving what it must give?"""
+    def are_overdue(self, asks: Iterable[Ask], now_s: float) -> bool:
+        """Did the session that these are of let the time go by without a word, or without giving what it must give?"""
         return any(
             ask.was_ignored or (ask.reason.depth is Depth.RUNNING and now_s >= ask.asked_s + self.within_s)
-            for ask in self.of(session_id)
+            for ask in asks
         )
 
     def of(self, session_id: str) -> list[Ask]:
         return [ask for reason in Reason for ask in self._asks.get((session_id, reason), ())]
+
+    def by_session(self) -> dict[str, list[Ask]]:
+        """Of those of which something is wanted."""
+        found: defaultdict[str, list[Ask]] = defaultdict(list)
+        for (session_id, _), asks in self._asks.items():
+            found[session_id] += asks
+        return found
 
     # What is wanted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -25,7 +26,7 @@ class Usage:
 
     @property
     def _numbers(self) -> tuple[int, ...]:
-        """As `astuple`, which takes many times as long: a snapshot adds up every session's."""
+        """As `astuple`, which takes many times as long."""
         return (
             self.mapped_pages,
             self.token_bytes,
@@ -33,3 +34,8 @@ class Usage:
             self.paged16_bytes,
             self.paged256_bytes,
         )
+
+
+def total_of(usages: Iterable[Usage]) -> Usage:
+    """The sum, in one go: a snapshot adds up every session's."""
+    return Usage(*map(sum, zip(*(usage._numbers for usage in usages), strict=True)))
