@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import re
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from vatt.errors import InvalidRequest
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 _REFUSED = b"this vattd's metrics need a user and a password\n"
+_NOT_ITS_NAME = (
+    b"without TLS or a password this vattd answers to addresses and to localhost only, not to other names: "
+    b"say http://127.0.0.1:PORT/, or have the proxy pass that on as Host\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +83,11 @@ class MetricsAccess:
             read_logins(self.password_file)
 
     def guard(self, app: WsgiApp) -> WsgiApp:
-        """The same application, behind the passwords if there are any. Raises InvalidRequest."""
-        return app if self.password_file is None else Guarded(app, read_logins(self.password_file))
+        """The same application, to those who may read it. Raises InvalidRequest."""
+        if self.password_file is not None:
+            return Guarded(app, read_logins(self.password_file))
+        # A certificate is for a name, and `insecure` for everybody.
+        return app if self.certificate is not None or self.insecure else called_by_address(app)
 
 
 class Guarded:
@@ -108,6 +116,35 @@ class Guarded:
         digest = hashlib.sha256(login).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return scheme.lower() == "basic" and any(matches)
+
+
+def called_by_address(app: WsgiApp) -> WsgiApp:
+    """The same application, under addresses and `localhost` only.
+
+    Else any page on the web could read what loopback keeps to this machine: through a browser on it, by a name of its
+    own that it has resolve to 127.0.0.1 once it is loaded (DNS rebinding).
+    """
+
+    def app_for_addresses(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        host = environ.get("HTTP_HOST", "")
+        if _is_address(host):
+            return app(environ, start_response)
+        start_response("421 Misdirected Request", [("Content-Type", "text/plain; charset=utf-8")])
+        return [_NOT_ITS_NAME]
+
+    return app_for_addresses
+
+
+def _is_address(host: str) -> bool:
+    """Also if nothing is said: browsers always say a host."""
+    name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+    if name.lower() in ("", "localhost") or name.lower().endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _is_anybodys(path: Path) -> bool:

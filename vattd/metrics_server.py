@@ -1,4 +1,4 @@
-"""The HTTP server behind /metrics. It reads and answers; nothing can be changed through it."""
+"""The HTTP server behind /metrics and the status page. It reads and answers; nothing can be changed through it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from vatt.errors import InvalidRequest
 from vattd.config import Address
 from vattd.metrics_access import MetricsAccess
+from vattd.site import Pages, showing, site, with_safe_headers
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +28,21 @@ MAX_CONNECTIONS = 64
 
 
 class MetricsServer:
-    """/metrics on one address, to GET only."""
+    """/metrics on one address, and other pages beside it, to who may read them."""
 
-    def __init__(self, address: Address, access: MetricsAccess, collector: Collector) -> None:
+    def __init__(
+        self,
+        address: Address,
+        access: MetricsAccess,
+        collector: Collector,
+        pages: Pages | None = None,
+    ) -> None:
         """Raises InvalidRequest."""
         registry = CollectorRegistry()
         registry.register(collector)
         tls = access.tls_context()
-        app = access.guard(make_wsgi_app(registry))
+        apps = {path: showing(read) for path, read in (pages or {}).items()}
+        app = with_safe_headers(access.guard(site({**apps, "/metrics": make_wsgi_app(registry)})))
         try:
             self._server = _Server(address, tls)
         except OSError as error:
