@@ -104,7 +104,7 @@ def test_the_wheel_holds_four_packages_and_nothing_named_client_cli_or_proto() -
         names = zipfile.ZipFile(Path(folder) / built).namelist()
     roots = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert roots == set(PACKAGES)
-    assert "vatt/v1/vatt.proto" in names
+    assert {"vatt/v1/vatt.proto", "vattd/status_page/index.html", "vattd/status_page/page.css"} <= set(names)
     assert all(f"{package}/py.typed" in names for package in PACKAGES)
 
 
