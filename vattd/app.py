@@ -175,7 +175,8 @@ def vattd() -> None:
     metavar="HOST:PORT|off",
     default=DEFAULT_METRICS_ADDRESS,
     show_default=True,
-    help="Where Prometheus can scrape /metrics. An address that other machines reach needs TLS or a password.",
+    help="Where Prometheus can scrape /metrics and browsers find the status page (/). An address that other machines "
+    "reach needs TLS or a password.",
 )
 @_metrics_file("--metrics-cert", "TLS for the metrics: the certificate, and what signed it, as PEM.")
 @_metrics_file("--metrics-key", "Its key, without a passphrase.")
@@ -342,7 +343,8 @@ def _start_detached(socket_dir: Path) -> int:
     answer = json.loads(line) if line else {"error": f"vattd ended with status {child.wait()}: see {log_path}"}
     if "error" in answer:
         _fail(answer["error"], EXIT_REFUSED)
-    where = f"(pid {answer['pid']}), metrics {answer['metrics']}, log in {log_path}"
+    page = f", status page {answer['metrics'].removesuffix('metrics')}" if answer["metrics"].startswith("http") else ""
+    where = f"(pid {answer['pid']}), metrics {answer['metrics']}{page}, log in {log_path}"
     click.echo(f"vattd serves {answer['device']} {where}", err=True)
     child.returncode = 0  # it is not ours to wait for: no warning about a child that still runs
     return 0

@@ -43,8 +43,12 @@ from vattd.reservation import Reservation
 from vattd.scrub import Scrub
 from vattd.service import EngineService
 from vattd.sessions import Sessions
+from vattd.site import Pages
 from vattd.state_file import StateFile
 from vattd.status import DaemonFacts, DaemonState, Status
+from vattd.status_feed import StatusFeed
+from vattd.status_page import pages_of
+from vattd.status_reader import StatusReader
 from vattd.stock import Stock
 from vattd.tenant_book import TenantBook, read_state
 from vattd.tenant_config import read_tenants
@@ -127,7 +131,11 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
         pool.happenings.note(Kind.VATTD_STARTED, message=f"vattd {__version__}, pid {os.getpid()}")
         stack.push_async_callback(_cancel, loop.create_task(keep_door(sockets.engine)))
         await serve_sockets(stack, sockets, HandleServer(sessions, users), engine, admin)
-        metrics = _serve_metrics(stack, config, PoolCollector(loop, pool, driver.device, recovery))
+        reader = StatusReader(status, pool, maps)
+        pages = pages_of(StatusFeed(loop, status, reader.read))
+        metrics = _serve_metrics(stack, config, PoolCollector(loop, pool, driver.device, recovery), pages)
+        if config.metrics_address is not None:
+            stack.push_async_callback(_cancel, loop.create_task(reader.keep_sampling()))
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, finish, 0)
@@ -256,12 +264,12 @@ async def _look(conditions: Conditions) -> None:
         await asyncio.sleep(LOOK_AT_CONDITIONS_S)
 
 
-def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollector) -> str:
+def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollector, pages: Pages) -> str:
     """Where it serves, or "off"."""
     if config.metrics_address is None:
         return "off"
     try:
-        server = MetricsServer(config.metrics_address, config.metrics_access, collector)
+        server = MetricsServer(config.metrics_address, config.metrics_access, collector, pages)
     except InvalidRequest as error:
         if not config.replace:
             raise

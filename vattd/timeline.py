@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 # A tenant costs a row in each sample that it has something in, and anybody may name tenants.
@@ -18,12 +18,10 @@ class Amounts:
     mapped_bytes: int = 0
     waiting_bytes: int = 0
 
-    def __add__(self, other: Amounts) -> Amounts:
-        return Amounts(
-            self.leased_bytes + other.leased_bytes,
-            self.mapped_bytes + other.mapped_bytes,
-            self.waiting_bytes + other.waiting_bytes,
-        )
+    @classmethod
+    def total(cls, several: Iterable[Amounts]) -> Amounts:
+        rows = [(one.leased_bytes, one.mapped_bytes, one.waiting_bytes) for one in several]
+        return cls(*map(sum, zip(*rows, strict=True))) if rows else NOTHING
 
     @property
     def size(self) -> int:
@@ -81,32 +79,36 @@ class Timeline:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def picture(self, now_s: float, most_tenants: int) -> Picture:
-        """Those tenants by name that were largest at any time of it; all others together."""
-        samples = [one for one in self._samples if now_s - one.taken_s <= self.reach_s]
-        peaks: dict[str, int] = {}
-        for one in samples:
-            for name, amounts in one.tenants.items():
-                peaks[name] = max(peaks.get(name, 0), amounts.size)
-        names = sorted(_largest(peaks, most_tenants, lambda name: peaks[name]))
-        return Picture(
-            ages_s=tuple(now_s - one.taken_s for one in samples),
-            tenants={name: tuple(one.tenants.get(name, NOTHING) for one in samples) for name in names},
-            others=tuple(_without(one, names) for one in samples),
-            free_bytes=tuple(one.free_bytes for one in samples),
-        )
+    def samples(self, now_s: float) -> list[Sample]:
+        """Those within reach: what is drawn of them needs no more of this."""
+        return [one for one in self._samples if now_s - one.taken_s <= self.reach_s]
+
+
+def draw(samples: Sequence[Sample], now_s: float, most_tenants: int) -> Picture:
+    """Those tenants by name that were largest at any time of it; all others together."""
+    peaks: dict[str, int] = {}
+    for one in samples:
+        for name, amounts in one.tenants.items():
+            peaks[name] = max(peaks.get(name, 0), amounts.size)
+    names = sorted(_largest(peaks, most_tenants, lambda name: peaks[name]))
+    return Picture(
+        ages_s=tuple(now_s - one.taken_s for one in samples),
+        tenants={name: tuple(one.tenants.get(name, NOTHING) for one in samples) for name in names},
+        others=tuple(_without(one, names) for one in samples),
+        free_bytes=tuple(one.free_bytes for one in samples),
+    )
 
 
 def _without(one: Sample, names: Iterable[str]) -> Amounts:
     named = set(names)
-    return sum((amounts for name, amounts in one.tenants.items() if name not in named), one.others)
+    return Amounts.total([one.others, *(amounts for name, amounts in one.tenants.items() if name not in named)])
 
 
 def _split(tenants: Mapping[str, Amounts], most: int) -> tuple[dict[str, Amounts], Amounts]:
     """The largest, and the sum of the others."""
     names = set(_largest((name for name, amounts in tenants.items() if amounts.size), most, lambda n: tenants[n].size))
     others = (amounts for name, amounts in tenants.items() if name not in names)
-    return {name: amounts for name, amounts in tenants.items() if name in names}, sum(others, NOTHING)
+    return {name: amounts for name, amounts in tenants.items() if name in names}, Amounts.total(others)
 
 
 def _largest(names: Iterable[str], most: int, size: Callable[[str], int]) -> list[str]:

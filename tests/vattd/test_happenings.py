@@ -86,3 +86,19 @@ def test_a_feed_that_nobody_reads_keeps_the_newest_and_says_how_many_it_lost() -
         assert read[-1][0].sequence == happenings.last_sequence
 
     asyncio.run(watch())
+
+
+def test_the_latest_for_people_leaves_out_granted_leases_and_is_not_only_refused_ones() -> None:
+    happenings = Happenings(lambda: 0.0)
+    for number in range(100):
+        happenings.note(Kind.SESSION_ATTACHED, session_id=f"s{number}")
+    for _ in range(500):
+        happenings.note(Kind.LEASE_GRANTED)
+        happenings.note(Kind.LEASE_REFUSED)
+    latest = happenings.latest(30)
+    sequences = [what.sequence for what in latest]
+    assert sequences == sorted(sequences, reverse=True)
+    kinds = [what.kind for what in latest]
+    assert (kinds.count(Kind.LEASE_REFUSED), kinds.count(Kind.SESSION_ATTACHED)) == (10, 20)
+    assert latest[0].sequence == happenings.last_sequence
+    assert latest[10].session_id == "s99"
