@@ -88,6 +88,18 @@ class RawEngine:
         purpose: pb.LeasePurpose.ValueType = pb.LEASE_PURPOSE_GROW,
         wait_s: float | None = None,
     ) -> list[pb.LeasedRun]:
+        request = self.lease_request(page_count, fewest=fewest, request_id=request_id, purpose=purpose, wait_s=wait_s)
+        return list(self.stub.LeasePages(request, timeout=ANSWER_WITHIN_S).runs)
+
+    def lease_request(
+        self,
+        page_count: int,
+        *,
+        fewest: int = 0,
+        request_id: str | None = None,
+        purpose: pb.LeasePurpose.ValueType = pb.LEASE_PURPOSE_GROW,
+        wait_s: float | None = None,
+    ) -> pb.LeasePagesRequest:
         request = pb.LeasePagesRequest(
             key=self.key,
             request_id=request_id or f"r{next(self._request_ids)}",
@@ -97,7 +109,7 @@ class RawEngine:
         )
         if wait_s is not None:
             request.wait.CopyFrom(Duration(seconds=int(wait_s), nanos=int(wait_s % 1 * 1e9)))
-        return list(self.stub.LeasePages(request, timeout=ANSWER_WITHIN_S).runs)
+        return request
 
     def give_back(self, runs: Sequence[pb.LeasedRun]) -> int:
         request = pb.ReturnPagesRequest(key=self.key, runs=[leased.run for leased in runs])
