@@ -10,7 +10,6 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import merge
-from itertools import islice
 
 # Kept to be shown to who looks later. Leases are many, and would push out all the rest.
 KEPT_LEASES = 1024
@@ -123,10 +122,17 @@ class Happenings:
         return [what for what in kept if what.sequence > sequence]
 
     def latest(self, most: int) -> list[Happening]:
-        """The last of what happened, the latest first, for people: no granted leases, and not only refused ones."""
+        """The last of what happened, the latest first, for people: no granted leases, a third of one kind at most."""
         refused = (what for what in reversed(self._leases) if what.kind is Kind.LEASE_REFUSED)
-        last = merge(islice(refused, most // 3), reversed(self._others), key=lambda what: -what.sequence)
-        return list(islice(last, most))
+        latest: list[Happening] = []
+        shown: Counter[Kind] = Counter()
+        for what in merge(refused, reversed(self._others), key=lambda what: -what.sequence):
+            if shown[what.kind] < most // 3:
+                shown[what.kind] += 1
+                latest.append(what)
+            if len(latest) == most:
+                break
+        return latest
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Have `listener` told of all that comes, until what is returned is called. It must not raise or wait."""

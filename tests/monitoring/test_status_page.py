@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.daemon import Vattd
-from tests.monitoring.chromium import Chromium, Look, Page, find_chromium
+from tests.monitoring.chromium import Chromium, Look, Page, Refused, find_chromium
 from tests.monitoring.status_page import LOOKS, take_screenshot
 from tests.operator import operator
 from tests.raw_engine import RawEngine
@@ -165,6 +165,19 @@ def test_when_vattd_ends_the_page_says_so_and_when_it_is_back_it_goes_on(vattd: 
     vattd.start("--metrics-address", f"127.0.0.1:{port}")
     page.wait_until(shows("#freshness", "live"))
     assert page.value("document.body.classList.contains('gone')") is False
+
+
+def test_behind_a_password_it_is_shown_to_who_gives_one(browser: Chromium, tmp_path: Path) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.write_text("me:secret\n")
+    passwords.chmod(0o600)
+    options = ["--pool-max", "64MiB", "--metrics-address", "127.0.0.1:0", "--metrics-password-file", str(passwords)]
+    with Vattd(*options) as vattd:
+        with pytest.raises(Refused, match="AUTH"):
+            browser.open(address_of(vattd))
+        page = browser.open(address_of(vattd).replace("//", "//me:secret@"))
+        page.wait_until(shows("#freshness", "live"))
+        assert page.errors == []
 
 
 def test_it_is_light_or_dark_as_the_system_is(page: Page) -> None:

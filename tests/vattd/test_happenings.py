@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,17 +89,22 @@ def test_a_feed_that_nobody_reads_keeps_the_newest_and_says_how_many_it_lost() -
     asyncio.run(watch())
 
 
-def test_the_latest_for_people_leaves_out_granted_leases_and_is_not_only_refused_ones() -> None:
-    happenings = Happenings(lambda: 0.0)
+def test_the_latest_for_people_has_no_granted_leases_and_no_kind_drowns_the_others() -> None:
+    happenings = new_happenings()
     for number in range(100):
         happenings.note(Kind.SESSION_ATTACHED, session_id=f"s{number}")
-    for _ in range(500):
+        happenings.note(Kind.SESSION_ENDED, session_id=f"s{number}")
+    for _ in range(200):
         happenings.note(Kind.LEASE_GRANTED)
         happenings.note(Kind.LEASE_REFUSED)
+        happenings.note(Kind.RECLAIM_ASKED)
     latest = happenings.latest(30)
-    sequences = [what.sequence for what in latest]
-    assert sequences == sorted(sequences, reverse=True)
-    kinds = [what.kind for what in latest]
-    assert (kinds.count(Kind.LEASE_REFUSED), kinds.count(Kind.SESSION_ATTACHED)) == (10, 20)
+    assert [what.sequence for what in latest] == sorted((what.sequence for what in latest), reverse=True)
     assert latest[0].sequence == happenings.last_sequence
-    assert latest[10].session_id == "s99"
+    assert Counter(what.kind for what in latest) == {
+        Kind.LEASE_REFUSED: 10,
+        Kind.RECLAIM_ASKED: 10,
+        Kind.SESSION_ENDED: 5,
+        Kind.SESSION_ATTACHED: 5,
+    }
+    assert latest[-1].session_id == "s95"

@@ -18,7 +18,8 @@ const page = {
   },
 
   async ask() {
-    const answer = await fetch("status.json", { cache: "no-store", signal: AbortSignal.timeout(ANSWER_WITHIN_MS) });
+    const where = new URL("status.json", location.origin + location.pathname); // a user and a password in the address stay there
+    const answer = await fetch(where, { cache: "no-store", signal: AbortSignal.timeout(ANSWER_WITHIN_MS) });
     if (answer.ok) return answer.json();
     const words = (await answer.text()).trim();
     throw new Error(answer.status === 401 ? "it wants a user and a password: load this page again" : `it says: ${words || answer.status}`);
