@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import merge
 
-# Kept to be shown to who looks later. Leases are many, and would push out all the rest.
-KEPT_LEASES = 1024
+# Kept to be shown to who looks later. Leases and asks are many, and would push out all the rest.
+KEPT_FREQUENT = 1024
 KEPT_OTHERS = 1024
 
 
@@ -44,6 +44,11 @@ class Kind(enum.Enum):
     @property
     def is_lease(self) -> bool:
         return self in (Kind.LEASE_GRANTED, Kind.LEASE_REFUSED)
+
+    @property
+    def is_frequent(self) -> bool:
+        """Does it happen with every request, or with every turn while memory is short?"""
+        return self.is_lease or self in (Kind.RECLAIM_ASKED, Kind.RECLAIM_ANSWERED)
 
 
 class EndCause(enum.Enum):
@@ -83,7 +88,7 @@ class Happenings:
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock` gives seconds since the epoch."""
         self._clock = clock
-        self._leases: deque[Happening] = deque(maxlen=KEPT_LEASES)
+        self._frequent: deque[Happening] = deque(maxlen=KEPT_FREQUENT)
         self._others: deque[Happening] = deque(maxlen=KEPT_OTHERS)
         self._listeners: dict[int, Listener] = {}  # by the number that each was given
         self._last_listener = 0
@@ -107,7 +112,7 @@ class Happenings:
             self.last_sequence, self._clock(), kind, tenant, session_id, page_count, reason, waited_s, message
         )
         self.counts[kind] += 1
-        (self._leases if kind.is_lease else self._others).append(what)
+        (self._frequent if kind.is_frequent else self._others).append(what)
         for listener in self._listeners.values():
             listener(what)
 
@@ -118,15 +123,15 @@ class Happenings:
 
     def since(self, sequence: int) -> list[Happening]:
         """What is kept of what came after this one, in order."""
-        kept = merge(self._leases, self._others, key=lambda what: what.sequence)
+        kept = merge(self._frequent, self._others, key=lambda what: what.sequence)
         return [what for what in kept if what.sequence > sequence]
 
     def latest(self, most: int) -> list[Happening]:
         """The last of what happened, the latest first, for people: no granted leases, a third of one kind at most."""
-        refused = (what for what in reversed(self._leases) if what.kind is Kind.LEASE_REFUSED)
+        frequent = (what for what in reversed(self._frequent) if what.kind is not Kind.LEASE_GRANTED)
         latest: list[Happening] = []
         shown: Counter[Kind] = Counter()
-        for what in merge(refused, reversed(self._others), key=lambda what: -what.sequence):
+        for what in merge(frequent, reversed(self._others), key=lambda what: -what.sequence):
             if shown[what.kind] < most // 3:
                 shown[what.kind] += 1
                 latest.append(what)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vattd.event_feed import MAX_UNREAD, EventFeed
-from vattd.happenings import KEPT_LEASES, KEPT_OTHERS, EndCause, Happening, Happenings, Kind
+from vattd.happenings import KEPT_FREQUENT, KEPT_OTHERS, EndCause, Happening, Happenings, Kind
 
 
 def new_happenings() -> Happenings:
@@ -32,18 +32,18 @@ def test_what_is_kept_comes_back_in_order_and_is_counted(kinds: list[Kind], afte
     assert happenings.counts.total() == happenings.last_sequence == len(kinds)
 
 
-def test_leases_push_out_leases_alone() -> None:
+def test_leases_and_asks_push_out_each_other_alone() -> None:
     happenings = new_happenings()
     happenings.note(Kind.SESSION_ATTACHED)
-    for _ in range(3 * KEPT_LEASES):
+    for _ in range(3 * KEPT_FREQUENT):
         happenings.note(Kind.LEASE_GRANTED)
     kept = happenings.since(0)
     assert kept[0].kind is Kind.SESSION_ATTACHED
-    assert len(kept) == 1 + KEPT_LEASES
+    assert len(kept) == 1 + KEPT_FREQUENT
     assert kept[-1].sequence == happenings.last_sequence
     for _ in range(KEPT_OTHERS):
-        happenings.note(Kind.RECLAIM_ASKED)
-    assert len(happenings.since(0)) == KEPT_LEASES + KEPT_OTHERS
+        happenings.note(Kind.RECLAIM_IGNORED)
+    assert len(happenings.since(0)) == KEPT_FREQUENT + KEPT_OTHERS
 
 
 def test_ends_are_counted_by_cause() -> None:
@@ -97,7 +97,7 @@ def test_the_latest_for_people_has_no_granted_leases_and_no_kind_drowns_the_othe
     for _ in range(200):
         happenings.note(Kind.LEASE_GRANTED)
         happenings.note(Kind.LEASE_REFUSED)
-        happenings.note(Kind.RECLAIM_ASKED)
+        happenings.note(Kind.RECLAIM_IGNORED)
     latest = happenings.latest(30)
     assert [what.sequence for what in latest] == sorted((what.sequence for what in latest), reverse=True)
     assert latest[0].sequence == happenings.last_sequence
