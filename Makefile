@@ -50,7 +50,8 @@ export PYTHONDONTWRITEBYTECODE := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo run test test-vllm soak chaos bench bench-transformers bench-vllm decode replay study stubs clean
+.PHONY: help venv demo run test test-monitoring test-vllm soak chaos bench bench-transformers bench-vllm decode replay \
+	study dashboards screenshots stubs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,7 +68,10 @@ test: $(STAMP) ## the whole gate: format, lint, types, tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m 'not monitoring'
+
+test-monitoring: $(STAMP) ## dashboards, consoles and alerts on a real Prometheus, Alertmanager and Chromium of this machine
+	$(BIN)/python -m pytest -q -m monitoring
 
 test-vllm: $(VLLM_STAMP) ## vLLM's own engines on lent memory against stock ones, in an environment of its own
 	$(VLLM_VENV)/bin/python -m pytest -q --timeout 600 tests/vllm
@@ -105,6 +109,12 @@ replay: $(STAMP) ## chat requests through the library in virtual time (REPLAY_RE
 
 study: $(STAMP) ## several tenants' traces through the policy in virtual time: one pool against a static split
 	@$(BIN)/python -m benchmarks.tenants $(STUDY)
+
+dashboards: $(STAMP) ## generate Grafana's dashboards and Prometheus's consoles from deploy/dashboards
+	$(BIN)/python -m deploy.dashboards
+
+screenshots: $(STAMP) ## pictures for the docs, of a real run (needs what test-monitoring does, and some minutes)
+	$(BIN)/python -m deploy.screenshots
 
 stubs: $(STAMP) ## generate proto/vatt/v1/*_pb2* from the .proto
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto \
