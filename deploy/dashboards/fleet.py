@@ -24,7 +24,7 @@ def fleet() -> Board:
         text="Every GPU that a vattd lends, and every tenant on them. One instance is one vattd, which is one GPU.",
         variables=[INSTANCES, TENANTS],
         sections=[
-            Section("Now", [Row(_figures(), height=4, columns=8), Row([_gpus(), _tenants()], height=6, columns=1)]),
+            Section("Now", [Row(_figures(), height=4, columns=8), Row([_gpus(), _tenants()], height=5, columns=1)]),
             Section("Memory", [Row(_memory(), height=8, columns=2)]),
             Section("Leasing", [Row(_leasing(), height=8, columns=2)]),
             Section("Saved: each panel against one baseline", [Row(savings.by_tenant(CHOSEN), height=8, columns=3)]),

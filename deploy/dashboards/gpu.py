@@ -184,8 +184,8 @@ def _leasing() -> list[Panel]:
         ),
         graph(
             "How long vattd takes to answer, 99th percentile",
-            "From the request to the answer, inside vattd, queueing included. grow and ahead should stay below a "
-            "millisecond: above, pages had to be made first; a larger --headroom helps.",
+            "From the request to the answer, inside vattd, queueing included. grow and ahead never queue: where they "
+            "take long, pages had to be made first, and a larger --headroom helps.",
             Line(quantile(0.99, "vattd_lease_duration_seconds", HERE, "purpose"), "{{purpose}}"),
             unit="s",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploy.dashboards.panels import BLUE, GREEN, ORANGE, PURPLE, RED, TEAL, Line, Panel, graph
-from deploy.dashboards.queries import SECONDS, or_none, quantile, rate
+from deploy.dashboards.queries import SECONDS, or_none, or_zero, quantile, rate
 
 
 def driver(here: str) -> list[Panel]:
@@ -44,6 +44,13 @@ def driver(here: str) -> list[Panel]:
             Line(or_none(rate("vattd_driver_errors_total", here, "call, code"), "call", "code"), "{{call}} {{code}}"),
             unit="ops",
         ),
+        graph(
+            "The CUDA context for scrubbing",
+            "Device memory that it takes; there is none on host memory, nor with --scrub never, nor before an engine "
+            "came.",
+            Line(or_zero(f"sum(vattd_context_bytes{{{here}}})"), "context", PURPLE),
+            unit="bytes",
+        ),
     ]
 
 
@@ -58,9 +65,10 @@ def recovery(here: str) -> list[Panel]:
         ),
         graph(
             "Ends of sessions, by cause",
-            "detached: in good order. exited: the process ended without a word. killed: by vattd. lost: it ended "
-            "while no vattd ran. Many exited: engines crash, look at their logs.",
-            Line(or_none(rate("vattd_session_ends_total", here, "cause"), "cause"), "{{cause}}"),
+            "detached: in good order. exited: the process ended without a word. evicted, killed: asked to leave, or "
+            "ended, by vattd or an operator. lost: it ended while no vattd ran. Many exited: engines crash, look at "
+            "their logs.",
+            Line(rate("vattd_session_ends_total", here, "cause"), "{{cause}}"),
             unit="ops",
         ),
         graph(
@@ -87,6 +95,13 @@ def recovery(here: str) -> list[Panel]:
             Line(f"sum(vattd_disputed_pages_total{{{here}}})", "pages disputed", RED),
             unit="short",
         ),
+        graph(
+            "Quarantined",
+            "Pages that somebody may still write to. After a death they come back in seconds; what stays is lost "
+            "until vattd is started anew (`vattd start --replace --detach`).",
+            Line(f'sum(vattd_pool_bytes{{{here}, state="quarantined"}})', "quarantined", RED),
+            unit="bytes",
+        ),
     ]
 
 
@@ -107,8 +122,7 @@ def vattd_itself(here: str) -> list[Panel]:
         ),
         graph(
             "Calls that were refused, by code",
-            "RESOURCE_EXHAUSTED is a pool that is short. UNAUTHENTICATED, PERMISSION_DENIED: somebody tries what is "
-            "not his.",
+            "ResourceExhausted is a pool that is short. PermissionDenied: somebody tries what is not theirs.",
             Line(
                 or_none(rate("grpc_server_handled_total", f'{calls}, grpc_code!="OK"', "grpc_code"), "grpc_code"),
                 "{{grpc_code}}",
@@ -117,20 +131,20 @@ def vattd_itself(here: str) -> list[Panel]:
         ),
         graph(
             "Processor",
-            "Of one core. vattd takes a few per cent under load; near 100 % it is the bottleneck.",
+            "Of one core. Near 100 % vattd itself is what leases wait for: are engines calling it in a loop? See "
+            "Calls, by method.",
             Line(f"sum(rate(process_cpu_seconds_total{{{here}}}[{SECONDS}]))", "vattd", BLUE),
             unit="percentunit",
         ),
         graph(
             "Own memory",
-            "Resident, pages that it lends not counted on a GPU; on host memory they may be. It should be flat.",
+            "Resident. It should be flat: what grows for days is a bug of ours, please report it.",
             Line(f"sum(process_resident_memory_bytes{{{here}}})", "resident", BLUE),
             unit="bytes",
         ),
         graph(
             "Open files",
-            "Beside the limit: on a GPU every page under export takes one. At the limit leases fail with "
-            "SYSTEM_LIMIT: raise LimitNOFILE.",
+            "Beside the limit. At the limit leases fail with SYSTEM_LIMIT: raise it (LimitNOFILE, or `ulimit -n`).",
             Line(f"sum(process_open_fds{{{here}}})", "open", BLUE),
             Line(f"sum(process_max_fds{{{here}}})", "limit", RED),
             unit="short",

@@ -20,6 +20,7 @@ END_WITHIN_S = 15.0
 INSTALL = "apt-get install --no-install-recommends prometheus prometheus-alertmanager chromium"
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Server")
 
 
 class NotInstalled(Exception):
@@ -96,7 +97,7 @@ class Server:
             self._process.kill()
             self._process.wait()
 
-    def __enter__(self) -> Any:
+    def __enter__(self: S) -> S:
         return self
 
     def __exit__(

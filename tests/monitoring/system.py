@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -48,11 +47,14 @@ class Loaded:
 
 
 @contextmanager
-def loaded_vattd(pool: str = POOL, loads: Sequence[Load] = LOADS) -> Iterator[Loaded]:
+def loaded_vattd(
+    pool: str = POOL, loads: Sequence[Load] = LOADS, guarantees: Sequence[Sequence[str]] = GUARANTEES
+) -> Iterator[Loaded]:
+    """`guarantees` are what `vattctl reserve` is told."""
     address = f"127.0.0.1:{free_port()}"  # the same after it was started anew
     with ExitStack() as stack:
         vattd = stack.enter_context(Vattd("--pool-max", pool, "--headroom", "1MiB", "--metrics-address", address))
-        for words in GUARANTEES:
+        for words in guarantees:
             done = run_command(["vattctl", "reserve", *words, "--socket-dir", str(vattd.socket_dir)])
             if done.returncode:
                 raise AssertionError(done.stderr)
@@ -88,11 +90,12 @@ def engine(vattd: Vattd, load: Load) -> Iterator[subprocess.Popen[str]]:
 
 
 def prometheus_config(
-    directory: Path, targets: Sequence[str], rules: Sequence[Path], alertmanager: str | None = None
+    directory: Path, targets: Sequence[str], rules: Sequence[Path], alertmanager: str | None, scrape_interval_s: int
 ) -> Path:
-    """The one that is deployed, with these targets, and in a hurry: once a second."""
+    """The one that is deployed, with these targets, and in a hurry."""
     config = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    interval = f"{scrape_interval_s}s"
+    config["global"] = {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval}
     config["rule_files"] = [str(path) for path in rules]
     config["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else []
     [job] = config["scrape_configs"]
@@ -112,8 +115,13 @@ def point_at(directory: Path, targets: Sequence[str]) -> None:
 
 @contextmanager
 def watched_by_prometheus(
-    directory: Path, targets: Sequence[str], *, rules: Sequence[Path] = RULES, alertmanager: str | None = None
-) -> Iterator[Any]:
-    config = prometheus_config(directory, targets, rules, alertmanager)
+    directory: Path,
+    targets: Sequence[str],
+    *,
+    rules: Sequence[Path] = RULES,
+    alertmanager: str | None = None,
+    scrape_interval_s: int = 1,
+) -> Iterator[Prometheus]:
+    config = prometheus_config(directory, targets, rules, alertmanager, scrape_interval_s)
     with Prometheus(directory, config, CONSOLES) as prometheus:
         yield prometheus

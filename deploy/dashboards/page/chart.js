@@ -50,7 +50,8 @@ function ticks(least, most, unit, count) {
   const rough = (most - least) / count || 1;
   const binary = unit === "bytes" || unit === "binBps";
   const power = binary ? 2 ** Math.ceil(Math.log2(rough)) : 10 ** Math.floor(Math.log10(rough));
-  const step = binary ? power : [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
+  let step = binary ? power : [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
+  if (unit === "short" && most > 1) step = Math.max(1, step);
   const found = [];
   for (let at = Math.ceil(least / step - 1e-9) * step; at <= most + step * 1e-6; at += step) found.push(at);
   return found;
@@ -102,7 +103,7 @@ function drawChart(plot, series, range, options) {
   let low = least ?? Math.min(0, ...values), high = most ?? Math.max(...values, low);
   if (high === low) high = low + (unit === "percentunit" ? 0.01 : 1);
   else if (most === null) high += (high - low) * 0.06;
-  const marks = bare ? [] : ticks(low, high, unit, Math.max(2, height / 38));
+  const marks = bare ? [] : ticks(low, high, unit, Math.max(2, height / 30));
   const labels = marks.map((mark) => format(Math.abs(mark) < (high - low) * 1e-9 ? 0 : mark, unit));
   const left = bare ? 0 : 12 + 6.1 * Math.max(3, ...labels.map((label) => label.length)), bottom = bare ? 1 : 18;
   const x = (time) => left + (time - range.start_s) / (range.end_s - range.start_s) * (width - left - (bare ? 0 : 8));
@@ -112,7 +113,7 @@ function drawChart(plot, series, range, options) {
     svg("text", { x: left - 6, y: y(mark) + 3.5, "text-anchor": "end" }, root, labels[index]);
   });
   if (!bare) drawTimes(root, range, x, left, width, height);
-  for (const one of shown) drawSeries(root, one, range, x, y, low, stacked || bare);
+  for (const one of shown) drawSeries(root, one, range, x, y, low, series.length === 1);
   if (!bare) addCursor(plot, root, series, range, x, height - bottom, unit);
 }
 
@@ -131,8 +132,8 @@ function drawSeries(root, one, range, x, y, low, filled) {
   for (const run of runs(one.points, range.step_s)) {
     const top = run.map((index) => `${x(one.points[index][0]).toFixed(1)},${y(one.points[index][1]).toFixed(1)}`);
     const under = run.map((index) => `${x(one.points[index][0]).toFixed(1)},${y(one.base ? one.base[index] : Math.max(0, low)).toFixed(1)}`);
-    const opacity = one.base ? 0.65 : filled ? 0.15 : 0.07;
-    svg("path", { d: `M${[...top, ...under.reverse()].join("L")}Z`, fill: one.colour, "fill-opacity": opacity }, root);
+    const fill = { d: `M${[...top, ...under.reverse()].join("L")}Z`, fill: one.colour, "fill-opacity": one.base ? 0.65 : 0.12 };
+    if (one.base || filled) svg("path", fill, root);
     const line = top.length === 1 ? [top[0], top[0]] : top;
     svg("path", { d: `M${line.join("L")}`, fill: "none", stroke: one.colour, "stroke-width": 1.4, "stroke-linecap": "round" }, root);
   }

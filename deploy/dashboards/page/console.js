@@ -137,6 +137,8 @@ async function main() {
   }
   await drawAll(frames);
   setInterval(() => drawAll(frames), REFRESH_MS);
+  let resized = 0;
+  addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(() => drawAll(frames), 300); });
 }
 
 main().catch((error) => {

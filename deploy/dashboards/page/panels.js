@@ -1,6 +1,7 @@
 // Panels of a dashboard in Grafana's model, drawn from Prometheus: as much of that model as our dashboards use.
 
 const PALETTE = ["#4a7fd6", "#dd8430", "#3f9e6a", "#b5568f", "#8f6fc9", "#2f9fae", "#c4a11f", "#cf4a4a", "#6b8e23", "#7d8896"];
+const MANY = 8;
 const coloursByName = new Map();
 
 // The n-th name that the page meets has the n-th colour, in all panels.
@@ -56,6 +57,12 @@ function nothing(body, text) {
   body.replaceChildren(note);
 }
 
+// What the legend has: of many series only those that are not 0 all the time.
+function named(series) {
+  const lively = series.filter((one) => one.points.some(([, value]) => value));
+  return series.length > MANY && lively.length ? lively : series;
+}
+
 async function drawGraph(panel, body, fill, range) {
   const series = (await seriesOf(panel, fill, range)).sort((a, b) => panel.targets.length === 1 ? (a.name < b.name ? -1 : 1) : 0);
   if (!hasValues(series)) return nothing(body, "no data"), false;
@@ -63,7 +70,7 @@ async function drawGraph(panel, body, fill, range) {
   plot.className = "plot";
   names.className = "legend";
   const defaults = panel.fieldConfig.defaults;
-  for (const one of series) names.append(legendEntry(one, format(lastOf(one), defaults.unit)));
+  for (const one of named(series)) names.append(legendEntry(one, format(lastOf(one), defaults.unit)));
   body.replaceChildren(plot, names);
   drawChart(plot, series, range, {
     unit: defaults.unit, least: defaults.min ?? null, most: defaults.max ?? null,

@@ -1,0 +1,40 @@
+"""The list of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+from deploy.screenshots.scene import Scene
+from tests.monitoring.browser import picture
+
+WIDTH_PX = 1400
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """`take` writes docs/screenshots/NAME.png."""
+
+    name: str
+    take: Callable[[Scene, Path], None]
+
+
+def console(uid: str, height_px: int, theme: str = "light", **variables: str) -> Callable[[Scene, Path], None]:
+    """Of a dashboard, as its console draws it: Grafana draws the same panels in its own way."""
+
+    def take(scene: Scene, path: Path) -> None:
+        chosen = {"var-instance": scene.places[0].address} if uid == "vattd-gpu" else {}
+        query = urlencode({**chosen, **variables, "from": "now-5m", "theme": theme})
+        picture(f"{scene.prometheus.url}/consoles/{uid}.html?{query}", path, WIDTH_PX, height_px)
+
+    return take
+
+
+SHOTS = [
+    Shot("dashboard-fleet", console("vattd-fleet", 1890)),
+    Shot("dashboard-gpu", console("vattd-gpu", 1860)),
+    Shot("dashboard-tenant", console("vattd-tenant", 1580, **{"var-tenant": "chat"})),
+    Shot("console-tenant-dark", console("vattd-tenant", 1580, theme="dark", **{"var-tenant": "code"})),
+]
