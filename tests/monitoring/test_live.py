@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.committed import Query, dashboards, queries_of, rules, variables_of
+from tests.deploy.committed import Query, dashboards, panels_of, queries_of, rules, variables_of
 from tests.monitoring.browser import dom
 from tests.monitoring.processes import Prometheus, eventually
 from tests.monitoring.system import Loaded, loaded_vattd, watched_by_prometheus
@@ -120,20 +120,32 @@ def test_recording_rules_record(live: Live) -> None:
     )
 
 
+def said_by_console(prometheus: Prometheus, uid: str) -> dict[str, str]:
+    """What it could and could not draw, as it writes into its own page."""
+    body = re.search(r"<body[^>]*>", dom(f"{prometheus.url}/consoles/{uid}.html?from=now-5m"))
+    assert body is not None
+    return {key: html.unescape(value) for key, value in re.findall(r'data-(\w+)="([^"]*)"', body[0])}
+
+
 @each_dashboard
 def test_a_console_draws_every_panel(live: Live, model: dict[str, Any]) -> None:
-    """In a real browser. It says in its own page what it could not draw."""
-    url = f"{live.prometheus.url}/consoles/{model['uid']}.html?from=now-5m"
+    """In a real browser."""
 
     def look() -> list[str]:
-        body = re.search(r"<body[^>]*>", dom(url))
-        assert body is not None
-        said = {key: html.unescape(value) for key, value in re.findall(r'data-(\w+)="([^"]*)"', body[0])}
-        if said.get("panels") != str(len([panel for panel in model["panels"] if panel["type"] != "row"])):
+        said = said_by_console(live.prometheus, model["uid"])
+        if said.get("panels") != str(len(panels_of(model))):
             return [f"not all panels were reached: {said}"]
         return [f"{key}: {said[key]}" for key in ("empty", "failed") if said[key]]
 
     eventually_none(look)
+
+
+def test_a_console_says_what_it_cannot_draw(tmp_path: Path) -> None:
+    with watched_by_prometheus(tmp_path, []) as prometheus:
+        said = said_by_console(prometheus, "vattd-fleet")
+    assert said["failed"] == ""
+    assert "Pools leased" in said["empty"].split("; ")
+    assert "vattd up" not in said["empty"].split("; "), "nothing that is up is 0"
 
 
 def test_annotations_of_alerts_are_filled_in(tmp_path: Path) -> None:
