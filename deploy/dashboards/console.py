@@ -10,9 +10,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 PAGE_DIR = Path(__file__).parent / "page"
 SCRIPTS = ["chart.js", "panels.js", "console.js"]
+
+# Pages of a pool. Without an icon of its own, browsers ask Prometheus for one that it does not have.
+_ICON = quote(
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'><path fill='#4a7fd6' d='M1 1h6v6H1zM9 9h6v6H9z'/>"
+    "<path fill='#3f9e6a' d='M9 1h6v6H9z'/><path fill='#b6bdc7' d='M1 9h6v6H1z'/></svg>",
+    safe="/:='",
+)
 
 _PAGE = """\
 <!doctype html>
@@ -21,6 +29,7 @@ _PAGE = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
+<link rel="icon" href="data:image/svg+xml,{icon}">
 <!-- Generated from deploy/dashboards by `make dashboards`: do not edit. -->
 <style>
 {style}</style>
@@ -43,6 +52,7 @@ def console_page(model: dict[str, Any], links: Sequence[tuple[str, str]]) -> str
     """`links` are uid and title of all consoles."""
     return _PAGE.format(
         title=model["title"],
+        icon=_ICON,
         style=(PAGE_DIR / "style.css").read_text(),
         model=_escaped(json.dumps(_drawn(model), separators=(",", ":"), ensure_ascii=False)),
         links=json.dumps([{"uid": uid, "title": title} for uid, title in links]),

@@ -10,9 +10,7 @@ from urllib.parse import urlencode
 from PIL import Image
 
 from deploy.screenshots.scene import Scene
-from tests.monitoring.browser import picture
-
-WIDTH_PX = 1400
+from tests.monitoring.chromium import Look, opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +21,19 @@ class Shot:
     take: Callable[[Scene, Path], None]
 
 
-def console(uid: str, height_px: int, theme: str = "light", **variables: str) -> Callable[[Scene, Path], None]:
+def console(uid: str, height_px: int, *, tenant: str = "", dark: bool = False) -> Callable[[Scene, Path], None]:
     """Of a dashboard, as its console draws it: Grafana draws the same panels in its own way."""
 
     def take(scene: Scene, path: Path) -> None:
-        chosen = {"var-instance": scene.places[0].address} if uid == "vattd-gpu" else {}
-        query = urlencode({**chosen, **variables, "from": "now-5m", "theme": theme})
-        picture(f"{scene.prometheus.url}/consoles/{uid}.html?{query}", path, WIDTH_PX, height_px)
+        chosen = {"var-tenant": tenant} if tenant else {}
+        if uid == "vattd-gpu":
+            chosen["var-instance"] = scene.places[0].address
+        query = urlencode({**chosen, "from": "now-5m"})
+        url = f"{scene.prometheus.url}/consoles/{uid}.html?{query}"
+        with opened("about:blank", Look(width=1400, height=height_px, dark=dark)) as page:
+            page.go(url)
+            page.wait_until("'panels' in document.body.dataset")
+            page.screenshot(path, whole=False)
         in_few_colours(path)
 
     return take
@@ -43,6 +47,6 @@ def in_few_colours(path: Path) -> None:
 SHOTS = [
     Shot("dashboard-fleet", console("vattd-fleet", 1890)),
     Shot("dashboard-gpu", console("vattd-gpu", 1815)),
-    Shot("dashboard-tenant", console("vattd-tenant", 1580, **{"var-tenant": "chat"})),
-    Shot("console-tenant-dark", console("vattd-tenant", 1580, theme="dark", **{"var-tenant": "code"})),
+    Shot("dashboard-tenant", console("vattd-tenant", 1580, tenant="chat")),
+    Shot("console-tenant-dark", console("vattd-tenant", 1580, tenant="code", dark=True)),
 ]

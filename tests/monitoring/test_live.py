@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import re
 import urllib.request
@@ -15,7 +14,7 @@ import pytest
 import yaml
 
 from tests.deploy.committed import Query, dashboards, panels_of, queries_of, rules, variables_of
-from tests.monitoring.browser import dom
+from tests.monitoring.chromium import opened
 from tests.monitoring.processes import Prometheus, eventually
 from tests.monitoring.system import Loaded, loaded_vattd, watched_by_prometheus
 
@@ -122,9 +121,12 @@ def test_recording_rules_record(live: Live) -> None:
 
 def said_by_console(prometheus: Prometheus, uid: str) -> dict[str, str]:
     """What it could and could not draw, as it writes into its own page."""
-    body = re.search(r"<body[^>]*>", dom(f"{prometheus.url}/consoles/{uid}.html?from=now-5m"))
-    assert body is not None
-    return {key: html.unescape(value) for key, value in re.findall(r'data-(\w+)="([^"]*)"', body[0])}
+    with opened(f"{prometheus.url}/consoles/{uid}.html?from=now-5m") as page:
+        page.wait_until("'panels' in document.body.dataset")
+        said: dict[str, str] = page.value("({...document.body.dataset})")
+        assert not page.errors
+        assert all(url.startswith((f"{prometheus.url}/", "data:")) for url in page.requests), page.requests
+        return said
 
 
 @each_dashboard
