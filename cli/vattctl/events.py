@@ -73,8 +73,8 @@ def events(
     """Show what happened in a vattd: sessions that came and went, leases, pages asked back, promises broken, drains,
     shortages, recovery.
 
-    vattd keeps the last thousand leases and asks for pages, and the last thousand other events. With -o json each event is one line. What
-    a slow reader missed is said in its place.
+    vattd keeps the last thousand leases and asks for pages, and the last thousand other events. With -o json each event
+    is one line. What a slow reader missed is said in its place.
 
     \b
     Examples:

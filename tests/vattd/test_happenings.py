@@ -97,7 +97,7 @@ def test_the_latest_for_people_has_no_granted_leases_and_no_kind_drowns_the_othe
     for _ in range(200):
         happenings.note(Kind.LEASE_GRANTED)
         happenings.note(Kind.LEASE_REFUSED)
-        happenings.note(Kind.RECLAIM_IGNORED)
+        happenings.note(Kind.RECLAIM_ASKED)
     latest = happenings.latest(30)
     assert [what.sequence for what in latest] == sorted((what.sequence for what in latest), reverse=True)
     assert latest[0].sequence == happenings.last_sequence
