@@ -19,10 +19,13 @@ from vatt.command_line import (
     EXIT_REFUSED,
     EXIT_UNREACHABLE,
     EXIT_WORDS,
+    HELP_OPTIONS,
     SIZE_WORDS,
     TIME_WORDS,
     Time,
     named_device,
+    output_option,
+    run,
 )
 from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
 from vatt.sockets import default_socket_dir, find_only_daemon, make_directory, search_dirs
@@ -61,7 +64,7 @@ def _metrics_file(name: str, words: str) -> Callable[[Callable[..., None]], Call
     return click.option(name, metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=words)
 
 
-@click.group(epilog=EXIT_WORDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(epilog=EXIT_WORDS, context_settings=HELP_OPTIONS)
 @click.version_option(__version__, prog_name="vattd")
 def vattd() -> None:
     """One owner for a device's KV-cache memory: creates its pages, lends them to engines, gets them back."""
@@ -197,6 +200,7 @@ def vattd() -> None:
     "large as engines have them.",
 )
 @click.option("--detach", is_flag=True, help="Run in the background; return once it serves.")
+@output_option
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--exit-with-parent", is_flag=True, hidden=True)
 def start(
@@ -225,10 +229,13 @@ def start(
     metrics_insecure: bool,
     replace: bool,
     detach: bool,
+    output: str,
     ready_fd: int | None,
     exit_with_parent: bool,
 ) -> None:
     """Own a device's pages and lend them, until SIGTERM.
+
+    With -o json a line on standard output says where, once it serves.
 
     \b
     Examples:
@@ -250,7 +257,7 @@ def start(
     """
     state_dir = (state_dir or default_state_dir(socket_dir, os.environ)).absolute()
     socket_dir = (socket_dir or default_socket_dir(os.environ)).absolute()
-    ready = ReadyPipe(ready_fd)
+    ready = ReadyPipe(os.dup(1) if output == "json" and not detach and ready_fd is None else ready_fd)
     try:
         config = Config(
             device=device,
@@ -282,10 +289,11 @@ def start(
     except InvalidRequest as error:
         raise click.UsageError(str(error)) from error
     try:
-        status = _start_detached(socket_dir) if detach else _start(config, ready)
+        status = _start_detached(socket_dir, output) if detach else _start(config, ready)
     except (VattError, OSError) as error:
-        with suppress(OSError):  # who waited may have gone
-            ready.say({"error": str(error)})
+        if ready_fd is not None:
+            with suppress(OSError):  # who waited may have gone
+                ready.say({"error": str(error)})
         _fail(str(error), EXIT_REFUSED)
     sys.exit(status)
 
@@ -293,22 +301,33 @@ def start(
 @vattd.command()
 @_gpu
 @_socket_dir
-def stop(device: str | None, socket_dir: Path | None) -> None:
-    """Stop a running vattd. Engines keep the pages that they hold."""
+@output_option
+def stop(device: str | None, socket_dir: Path | None, output: str) -> None:
+    """Stop a running vattd. Engines keep the pages that they hold.
+
+    \b
+    Examples:
+      vattd stop
+      vattd stop --gpu 1
+      vattctl drain --wait && vattd stop
+    """
     directories = [socket_dir] if socket_dir is not None else search_dirs(os.environ)
     try:
         if device is not None:
             device = named_device(device, device_uuid)
-        pid = end_running(find_only_daemon(directories, device))
+        sockets = find_only_daemon(directories, device)
+        pid = end_running(sockets)
     except DaemonUnreachable as error:
         _fail(str(error), EXIT_UNREACHABLE)
     except VattError as error:
         _fail(str(error), EXIT_REFUSED)
+    if output == "json":
+        click.echo(json.dumps({"device": sockets.device, "pid": pid}))
     click.echo(f"vattd (pid {pid}) has stopped", err=True)
 
 
 def main() -> None:
-    vattd()
+    run(vattd, "vattd")
 
 
 def _start(config: Config, ready: ReadyPipe) -> int:
@@ -318,7 +337,7 @@ def _start(config: Config, ready: ReadyPipe) -> int:
     return asyncio.run(serve(config, ready))
 
 
-def _start_detached(socket_dir: Path) -> int:
+def _start_detached(socket_dir: Path, output: str) -> int:
     """Start the same command again in a session of its own, and wait until it says that it serves."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
     make_directory(socket_dir)
@@ -345,6 +364,8 @@ def _start_detached(socket_dir: Path) -> int:
         _fail(answer["error"], EXIT_REFUSED)
     page = f", status page {answer['metrics'].removesuffix('metrics')}" if answer["metrics"].startswith("http") else ""
     where = f"(pid {answer['pid']}), metrics {answer['metrics']}{page}, log in {log_path}"
+    if output == "json":
+        click.echo(json.dumps({**answer, "log": str(log_path)}))
     click.echo(f"vattd serves {answer['device']} {where}", err=True)
     child.returncode = 0  # it is not ours to wait for: no warning about a child that still runs
     return 0

@@ -12,6 +12,7 @@ from vatt.errors import VattError
 from vatt.sizes import format_size
 from vatt.v1 import vatt_pb2 as pb
 from vattctl.daemon import Admin, find, gpu_option, socket_dir_option
+from vattctl.output import output_option, verb_json
 from vattctl.parameters import wait_option
 from vattctl.waiting import wait_for
 from vattctl.words import session_words, some_of
@@ -22,7 +23,8 @@ from vattctl.words import session_words, some_of
 @click.option("--resume", is_flag=True, help="End the drain: take new sessions and requests again.")
 @gpu_option
 @socket_dir_option
-def drain(wait_s: float | None, resume: bool, device: str | None, socket_dir: Path | None) -> None:
+@output_option
+def drain(wait_s: float | None, resume: bool, device: str | None, socket_dir: Path | None, output: str) -> None:
     """Begin nothing new: refuse new sessions and requests, and ask for idle pages back.
 
     Running requests go on and may grow. A drain does not outlive vattd: one that starts anew takes requests.
@@ -37,13 +39,23 @@ def drain(wait_s: float | None, resume: bool, device: str | None, socket_dir: Pa
         raise click.UsageError("--resume ends the drain, there is nothing to wait for: leave out --wait")
     with Admin(find(device, socket_dir), "drain") as admin:
         leased_bytes = admin.drain(resume=resume)
-        if resume:
-            click.echo("vattd takes new sessions and requests again")
-            return
         left = _still_leased(leased_bytes, []) if wait_s is None else _wait(admin, wait_s)
+        if output == "json":
+            click.echo(_json(admin))
     if left and wait_s is not None:
         raise VattError(f"{left}. The drain goes on: `vattctl drain --resume` ends it")
-    click.echo(f"vattd is drained, {left or 'nothing is leased'}; `vattctl drain --resume` ends it")
+    if output == "json":
+        return
+    if resume:
+        click.echo("vattd takes new sessions and requests again")
+    else:
+        click.echo(f"vattd is drained, {left or 'nothing is leased'}; `vattctl drain --resume` ends it")
+
+
+def _json(admin: Admin) -> str:
+    status = admin.status()
+    leased_bytes = sum(one.leased_bytes for one in status.sessions)
+    return verb_json(admin.sockets.device, state=status.daemon.state, leased_bytes=leased_bytes)
 
 
 def _wait(admin: Admin, wait_s: float) -> str:

@@ -12,6 +12,7 @@ from vatt.sizes import format_size
 from vatt.v1 import vatt_pb2 as pb
 from vattctl.confirm import confirm
 from vattctl.daemon import Admin, find, gpu_option, socket_dir_option
+from vattctl.output import output_option, verb_json
 from vattctl.parameters import wait_option
 from vattctl.waiting import wait_for
 from vattctl.words import session_words, some_of
@@ -24,8 +25,15 @@ from vattctl.words import session_words, some_of
 @wait_option("its pages are back, or with --kill until it is gone")
 @gpu_option
 @socket_dir_option
+@output_option
 def evict(
-    session_id: str, kill: bool, yes: bool, wait_s: float | None, device: str | None, socket_dir: Path | None
+    session_id: str,
+    kill: bool,
+    yes: bool,
+    wait_s: float | None,
+    device: str | None,
+    socket_dir: Path | None,
+    output: str,
 ) -> None:
     """Ask a session for all its pages, and lend it no more; or kill its process.
 
@@ -44,17 +52,34 @@ def evict(
             raise SessionUnknown(f"no session {session_id!r}: {_instead(status, session_id)}")
         confirm(_question(session, kill, status), yes=yes)
         leased_bytes = admin.evict(session_id, kill=kill)
-        click.echo(_done_words(session, kill, leased_bytes))
+        if output != "json":
+            click.echo(_done_words(session, kill, leased_bytes))
         left = "" if wait_s is None else _wait(admin, session_id, kill, wait_s)
+        if output == "json":
+            click.echo(_json(admin, session, kill))
     if left:
         again = "" if kill else f": `vattctl evict {session_id} --kill` ends its process"
         raise VattError(f"{left}{again}")
-    if wait_s is not None:
+    if wait_s is not None and output != "json":
         click.echo(f"session {session_id} is gone" if kill else f"session {session_id} holds nothing any more")
 
 
 def _session(status: pb.GetStatusResponse, session_id: str) -> pb.Session | None:
     return next((one for one in status.sessions if one.session_id == session_id), None)
+
+
+def _json(admin: Admin, before: pb.Session, kill: bool) -> str:
+    """What has become of it."""
+    now = _session(admin.status(), before.session_id)
+    return verb_json(
+        admin.sockets.device,
+        session_id=before.session_id,
+        tenant=before.tenant,
+        pid=before.pid,
+        killed=kill,
+        state=now.state if now is not None else "ended",
+        leased_bytes=now.leased_bytes if now is not None else 0,
+    )
 
 
 def _instead(status: pb.GetStatusResponse, name: str) -> str:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import click
 
-from vatt.command_line import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_WORDS, SIZE_WORDS, TIME_WORDS
-from vatt.errors import DaemonUnreachable, VattError
+from vatt.command_line import EXIT_WORDS, HELP_OPTIONS, SIZE_WORDS, TIME_WORDS, run
 from vattctl.drain import drain
 from vattctl.events import events
 from vattctl.evict import evict
@@ -19,9 +15,7 @@ from vattctl.status import status
 from vattctl.tenants import tenants
 
 
-@click.group(
-    epilog=f"{EXIT_WORDS}\n\n{TIME_WORDS} {SIZE_WORDS}", context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.group(epilog=f"{EXIT_WORDS}\n\n{TIME_WORDS} {SIZE_WORDS}", context_settings=HELP_OPTIONS)
 @click.version_option(package_name="vattd", prog_name="vattctl")
 def vattctl() -> None:
     """See and steer the vattd of this machine."""
@@ -32,12 +26,4 @@ for command in (status, events, tenants, reserve, unreserve, evict, drain, shrin
 
 
 def main() -> None:
-    try:
-        vattctl()
-    except VattError as error:
-        click.echo(f"vattctl: {error}", err=True)
-        sys.exit(EXIT_UNREACHABLE if isinstance(error, DaemonUnreachable) else EXIT_REFUSED)
-    except OSError as error:  # what it wrote to: a full disk, say
-        click.echo(f"vattctl: {error.strerror or error}", err=True)
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left in the buffer would fail again at exit
-        sys.exit(EXIT_REFUSED)
+    run(vattctl, "vattctl")

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import click
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from vatt.command_line import output_option as output_option
 from vatt.plain import to_plain as to_plain
 from vattctl.daemon import Answers, Unreachable
 
 # Where the output is piped and nobody says COLUMNS, a table is as wide as it needs: this holds the longest names.
 PIPED_WIDTH = 500
 DEFAULT_WIDTH = 80
-
-
-def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    choice = click.Choice(["table", "json"])
-    return click.option(
-        "-o", "--output", type=choice, default="table", show_default=True, help="For people, or programs."
-    )(command)
 
 
 def show(renderable: RenderableType) -> None:
@@ -113,3 +106,8 @@ def daemons_json(daemons: Sequence[Any], unreachable: Sequence[Unreachable]) -> 
     """The one shape of all that is asked of several daemons."""
     lost = [{"device": one.sockets.device, "error": str(one.error)} for one in unreachable]
     return as_json({"daemons": daemons, "unreachable": lost})
+
+
+def verb_json(device: str, **fields: Any) -> str:
+    """The one shape of what a verb did at one vattd."""
+    return as_json({"device": device, **fields})

@@ -17,7 +17,7 @@ from vatt.sizes import format_size
 from vatt.users import UsersAndGroups
 from vatt.v1 import vatt_pb2 as pb
 from vattctl.daemon import Admin, find, gpu_option, socket_dir_option
-from vattctl.output import show
+from vattctl.output import output_option, show, to_plain, verb_json
 from vattctl.parameters import NO_MAX, SizeOrPercent, TenantName, Term, bytes_of, parse_allowed, wait_option
 from vattctl.waiting import wait_for
 from vattctl.words import (
@@ -69,6 +69,7 @@ from vattctl.words import (
 @wait_option("the min is held (a soft one is as long as its tenant lacks nothing that it asked for)")
 @gpu_option
 @socket_dir_option
+@output_option
 def reserve(
     tenant: str,
     least: str | None,
@@ -80,6 +81,7 @@ def reserve(
     wait_s: float | None,
     device: str | None,
     socket_dir: Path | None,
+    output: str,
 ) -> None:
     """Set what a tenant is promised, the most it may have, and who may use it.
 
@@ -112,7 +114,7 @@ def reserve(
         _check_sense(request, before, waits=wait_s is not None)
         _reserve(admin, request, before)
         left = "" if wait_s is None else _wait(admin, tenant, wait_s)
-        _show(admin, tenant)
+        _show(admin, tenant, output)
     if left:
         raise VattError(f"the min of {tenant} is not held in time: {left}. The reservation stays")
 
@@ -121,7 +123,8 @@ def reserve(
 @click.argument("tenant", type=TenantName())
 @gpu_option
 @socket_dir_option
-def unreserve(tenant: str, device: str | None, socket_dir: Path | None) -> None:
+@output_option
+def unreserve(tenant: str, device: str | None, socket_dir: Path | None, output: str) -> None:
     """Take back what `reserve` set.
 
     The tenant has what the configuration file says again, or no guarantee. Its sessions keep what they hold, and are
@@ -133,7 +136,7 @@ def unreserve(tenant: str, device: str | None, socket_dir: Path | None) -> None:
     """
     with Admin(find(device, socket_dir), "unreserve") as admin:
         admin.unreserve(tenant)
-        _show(admin, tenant)
+        _show(admin, tenant, output)
 
 
 def _request(before: pb.Tenant, least: str | None, most: str | None, pool: pb.Pool) -> pb.ReserveRequest:
@@ -200,10 +203,13 @@ def _find(status: pb.GetStatusResponse, tenant: str) -> pb.Tenant | None:
     return next((one for one in status.tenants if one.name == tenant), None)
 
 
-def _show(admin: Admin, name: str) -> None:
+def _show(admin: Admin, name: str, output: str) -> None:
     """What the tenant has now, and how far it is kept."""
     status = admin.status()
     tenant = _find(status, name)
+    if output == "json":
+        click.echo(verb_json(admin.sockets.device, tenant=to_plain(tenant or pb.Tenant(name=name))))
+        return
     if tenant is None or not tenant.source:
         show(Text(f"{name}: nothing is reserved; it may have what others leave"))
         return

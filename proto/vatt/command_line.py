@@ -1,13 +1,17 @@
-"""What the commands `vattd` and `vattctl` have in common. Only they import this: the library needs no click."""
+"""What the commands `vattd`, `vattctl` and `vattention` have in common. Only they import this: the library needs no
+click."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
 from vatt.durations import parse_duration
-from vatt.errors import DeviceNotFound, DriverError, InvalidRequest
+from vatt.errors import DaemonUnreachable, DeviceNotFound, DriverError, InvalidRequest, VattError
 
 EXIT_REFUSED = 1
 EXIT_UNREACHABLE = 3
@@ -18,6 +22,29 @@ MOST_S = 10 * 365 * 86400.0
 EXIT_WORDS = "Exit status: 0 done, 1 refused, 2 wrong usage, 3 no vattd answers."
 SIZE_WORDS = "A SIZE is in binary units, however it is written: 8GiB, 8G and 8gb are the same; a number is bytes."
 TIME_WORDS = "A TIME is written 500ms, 30s, 5m, 2h or 7d; a number is seconds."
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a command line, and exit with its status. What it could not do is one line on stderr."""
+    try:
+        command(arguments)
+    except VattError as error:
+        click.echo(f"{name}: {error}", err=True)
+        sys.exit(EXIT_UNREACHABLE if isinstance(error, DaemonUnreachable) else EXIT_REFUSED)
+    except OSError as error:  # what it wrote to: a full disk, or a pipe that nobody reads any more, say
+        click.echo(f"{name}: {error.strerror or error}", err=True)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left in the buffer would fail again at exit
+        sys.exit(EXIT_REFUSED)
+
+
+def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`-o json`, as the argument `output`."""
+    choice = click.Choice(["table", "json"])
+    return click.option(
+        "-o", "--output", type=choice, default="table", show_default=True, help="For people, or programs."
+    )(command)
 
 
 class Time(click.ParamType[float]):

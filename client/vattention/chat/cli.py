@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import ipaddress
+import json
 import os
 import socket
 import sys
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vatt.command_line import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_WORDS
-from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
+from vatt.command_line import EXIT_REFUSED, EXIT_WORDS, HELP_OPTIONS, output_option, run
+from vatt.errors import InvalidRequest
 from vattention.config import DAEMON_VARIABLE, EMBEDDED, TENANT_VARIABLE
 
 if TYPE_CHECKING:
@@ -22,10 +23,9 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_MAX_TOKENS = 1024
-HELP = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(epilog=EXIT_WORDS, context_settings=HELP)
+@click.group(epilog=EXIT_WORDS, context_settings=HELP_OPTIONS)
 @click.version_option(package_name="vattd", prog_name="vattention")
 def vattention() -> None:
     """Chat with a language model whose KV cache lies in pages that vattd lends."""
@@ -73,7 +73,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@vattention.command(context_settings=HELP, short_help="Chat in the terminal.")
+@vattention.command(context_settings=HELP_OPTIONS, short_help="Chat in the terminal.")
 @engine_options
 @click.option("--system", metavar="TEXT", help="A system message for each conversation.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the likeliest token each time.")
@@ -88,6 +88,12 @@ def chat(
     """Chat in the terminal; without one, answer each line of standard input.
 
     /help lists what else can be typed. Ctrl-C ends an answer, Ctrl-D the chat.
+
+    \b
+    Examples:
+      vattention chat --model ./SmolLM2-135M-Instruct
+      vattention chat --embedded --system "Answer in one sentence."
+      echo "What is a page?" | vattention chat --max-tokens 50
     """
     sampling = of_the_extra("vattention.chat.sampling").Sampling(
         temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens
@@ -100,13 +106,23 @@ def chat(
         sys.exit(EXIT_REFUSED)
 
 
-@vattention.command(context_settings=HELP, short_help="Serve OpenAI's chat completions over HTTP.")
+@vattention.command(context_settings=HELP_OPTIONS, short_help="Serve OpenAI's chat completions over HTTP.")
 @engine_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at: this machine only.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
 @click.option("--public", is_flag=True, help="Listen at an address that other machines reach. There is no password.")
-def serve(host: str, port: int, public: bool, **options: Any) -> None:
-    """Serve OpenAI's chat completions over HTTP: /v1/models, /v1/chat/completions, /stats, /health."""
+@output_option
+def serve(host: str, port: int, public: bool, output: str, **options: Any) -> None:
+    """Serve OpenAI's chat completions over HTTP: /v1/models, /v1/chat/completions, /stats, /health.
+
+    The first line on standard output says where, once requests can come.
+
+    \b
+    Examples:
+      vattention serve --model ./SmolLM2-135M-Instruct
+      vattention serve --device cuda --port 0 --tenant chat
+      curl http://127.0.0.1:8000/v1/models
+    """
     if not public and not _is_loopback(host):
         raise click.UsageError(
             f"--host {host} may be reached by other machines, and the server asks nobody for a password: leave --host "
@@ -117,7 +133,9 @@ def serve(host: str, port: int, public: bool, **options: Any) -> None:
 
         bound_host, bound_port = listener.getsockname()[:2]
         shown_host = f"[{bound_host}]" if ":" in bound_host else bound_host
-        click.echo(f"{engine.model_name} at http://{shown_host}:{bound_port}/v1")
+        url = f"http://{shown_host}:{bound_port}/v1"
+        words = f"{engine.model_name} at {url}"
+        click.echo(json.dumps({"model": engine.model_name, "url": url}) if output == "json" else words)
         sys.stdout.flush()
         serve_engine(engine, listener, any_host=public)
 
@@ -184,12 +202,4 @@ def _is_loopback(host: str) -> bool:
 
 def main(*command: str) -> None:
     """Run what the command line says, or this command of it."""
-    try:
-        vattention([*command, *sys.argv[1:]])
-    except VattError as error:
-        click.echo(f"vattention: {error}", err=True)
-        sys.exit(EXIT_UNREACHABLE if isinstance(error, DaemonUnreachable) else EXIT_REFUSED)
-    except OSError as error:  # what it wrote to: a pipe that nobody reads any more, say
-        click.echo(f"vattention: {error.strerror or error}", err=True)
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left in the buffer would fail again at exit
-        sys.exit(EXIT_REFUSED)
+    run(vattention, "vattention", [*command, *sys.argv[1:]])
