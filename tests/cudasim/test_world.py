@@ -115,6 +115,41 @@ def test_nvml_sees_the_memory_of_all_processes_and_no_process_needs_a_context() 
                 assert nvml.hear() == "[512, 0, 512]"
 
 
+def test_nvml_names_the_processes_that_compute_and_not_those_that_only_hold_memory(world: World) -> None:
+    computes = "ok(cu.cuInit(0)); enter_context(); say('ready'); hear()"
+    holds = "ok(cu.cuInit(0)); h = create(); say('ready'); hear()"
+    asker = """
+    import pynvml
+    pynvml.nvmlInit()
+    device = pynvml.nvmlDeviceGetHandleByIndex(0)
+    say([(one.pid, one.usedGpuMemory) for one in pynvml.nvmlDeviceGetComputeRunningProcesses(device)])
+    """
+    with Guest(world, computes) as first, Guest(world, holds) as second:
+        assert (first.hear(), second.hear()) == ("ready", "ready")
+        assert run(world, asker).lines == [str([(first.pid, None)])]
+        first.kill()
+        assert run(world, asker).lines == ["[]"]
+
+
+def test_a_test_may_split_devices_and_change_what_they_say_of_themselves(world: World) -> None:
+    snippet = """
+    import pynvml
+    pynvml.nvmlInit()
+    device = pynvml.nvmlDeviceGetHandleByIndex(0)
+    say(pynvml.nvmlDeviceGetMigMode(device))
+    for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(device)):
+        try:
+            say(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(device, index))[:4])
+        except pynvml.NVMLError_NotFound:
+            break
+    ok(cu.cuInit(0))
+    say([ok(cu.cuDeviceGetAttribute(cu.CUdevice_attribute(number), 0)) for number in (102, 103)])
+    """
+    assert run(world, snippet).lines == ["[0, 0]", "[1, 1]"]
+    told = world.env(mig_devices=2, attributes={102: 0})
+    assert run(world, snippet, **told).lines == ["[1, 1]", "MIG-", "MIG-", "[0, 1]"]
+
+
 def test_nvml_refuses_what_is_not_there(world: World) -> None:
     snippet = """
     import pynvml

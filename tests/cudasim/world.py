@@ -102,14 +102,23 @@ class World:
     ) -> None:
         self.close()
 
-    def env(self, *, mps: bool = False) -> dict[str, str]:
+    def env(
+        self, *, mps: bool = False, attributes: Mapping[int, int] | None = None, mig_devices: int | None = None
+    ) -> dict[str, str]:
         """The environment variables that put a process into this world; merge them over `os.environ`.
 
-        With `mps` the driver tells the process that an MPS server stands between it and the devices.
+        With `mps` the driver tells the process that an MPS server stands between it and the devices. `attributes` are
+        what it says of all devices instead of what it would, by CUdevice_attribute. With `mig_devices` NVML says that
+        MIG is on, and each device split into so many (CUDA is not told).
         """
         inherited = os.environ.get("LD_LIBRARY_PATH")
         paths = [str(self.libraries), *([inherited] if inherited else [])]
-        return {"CUDASIM_WORLD": str(self.path), "LD_LIBRARY_PATH": ":".join(paths), "CUDASIM_MPS": str(int(mps))}
+        env = {"CUDASIM_WORLD": str(self.path), "LD_LIBRARY_PATH": ":".join(paths), "CUDASIM_MPS": str(int(mps))}
+        if attributes:
+            env["CUDASIM_ATTRIBUTES"] = ",".join(f"{attribute}={value}" for attribute, value in attributes.items())
+        if mig_devices is not None:
+            env["CUDASIM_MIG"] = str(mig_devices)
+        return env
 
     def set_latencies(self, latencies_us: Mapping[str, float]) -> None:
         """From now on, delay these calls by so many microseconds and no others."""

@@ -15,6 +15,7 @@ typedef enum {
     NVML_SUCCESS = 0,
     NVML_ERROR_UNINITIALIZED = 1,
     NVML_ERROR_INVALID_ARGUMENT = 2,
+    NVML_ERROR_NOT_SUPPORTED = 3,
     NVML_ERROR_NOT_FOUND = 6,
     NVML_ERROR_INSUFFICIENT_SIZE = 7,
     NVML_ERROR_DRIVER_NOT_LOADED = 9,
@@ -30,6 +31,20 @@ typedef struct {
     unsigned int version;
     unsigned long long total, reserved, free, used;
 } nvmlMemory_v2_t;
+
+typedef struct {
+    unsigned int pid;
+    unsigned long long used_gpu_memory;
+    unsigned int gpu_instance_id, compute_instance_id;
+} nvmlProcessInfo_t;
+
+/* As the real library has them for a device whose slices it does not tell apart. */
+static const unsigned long long not_available = ~0ull;
+static const unsigned int no_instance = ~0u;
+
+/* The slices of each device, where CUDASIM_MIG says how many: a record each, so that a handle is one of its own. */
+enum { MAX_MIG = 7 };
+static struct device_record slices[MAX_DEVICES][MAX_MIG];
 
 static const unsigned int memory_v2_version = sizeof(nvmlMemory_v2_t) | 2u << 24;
 
@@ -74,6 +89,11 @@ static nvmlReturn_t check_initialized(void)
     return result;
 }
 
+static bool is_slice(nvmlDevice_t device)
+{
+    return device >= &slices[0][0] && device <= &slices[MAX_DEVICES - 1][MAX_MIG - 1];
+}
+
 static nvmlReturn_t check_device(nvmlDevice_t device, const void *answer)
 {
     nvmlReturn_t result = check_initialized();
@@ -81,7 +101,7 @@ static nvmlReturn_t check_device(nvmlDevice_t device, const void *answer)
         return result;
     }
     const struct device_record *devices = world.state->devices;
-    bool known = device >= devices && device < devices + world.state->device_count;
+    bool known = is_slice(device) || (device >= devices && device < devices + world.state->device_count);
     return known && answer ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
 }
 
@@ -91,6 +111,7 @@ EXPORT const char *nvmlErrorString(nvmlReturn_t result)
     case NVML_SUCCESS: return "Success";
     case NVML_ERROR_UNINITIALIZED: return "Uninitialized";
     case NVML_ERROR_INVALID_ARGUMENT: return "Invalid Argument";
+    case NVML_ERROR_NOT_SUPPORTED: return "Not Supported";
     case NVML_ERROR_NOT_FOUND: return "Not Found";
     case NVML_ERROR_INSUFFICIENT_SIZE: return "Insufficient Size";
     case NVML_ERROR_DRIVER_NOT_LOADED: return "Driver Not Loaded";
@@ -160,6 +181,9 @@ EXPORT nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned 
     }
     char text[UUID_TEXT];
     world_format_uuid(device, text);
+    if (is_slice(device)) {
+        memcpy(text, "MIG", 3);
+    }
     return put(uuid, length, text);
 }
 
@@ -200,4 +224,69 @@ EXPORT nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v
         memory->used = plain.used;
     }
     return result;
+}
+
+/* Of the processes that compute, those with a context: what each uses is not told, as under WDDM or in a container. */
+EXPORT nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count,
+                                                            nvmlProcessInfo_t *infos)
+{
+    nvmlReturn_t result = check_device(device, count);
+    if (result) {
+        return result;
+    }
+    unsigned int found = 0, room = infos ? *count : 0;
+    world_lock(&world);
+    world_sweep(&world);
+    for (uint32_t slot = 0; !is_slice(device) && slot < world.state->process_count; slot++) {
+        struct process_file *file =
+            world.state->processes[slot].state == PROCESS_ALIVE ? world_map_process(&world, slot) : NULL;
+        if (file && file->charged_devices & 1u << (device - world.state->devices)) {
+            if (found < room) {
+                infos[found] = (nvmlProcessInfo_t){(unsigned int)file->pid, not_available, no_instance, no_instance};
+            }
+            found++;
+        }
+        if (file) {
+            world_unmap_process(file);
+        }
+    }
+    world_unlock(&world);
+    *count = found;
+    return found > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending)
+{
+    nvmlReturn_t result = check_device(device, current);
+    if (result || is_slice(device) || !pending) {
+        return result ? result : NVML_ERROR_INVALID_ARGUMENT;
+    }
+    *current = *pending = getenv("CUDASIM_MIG") != NULL;
+    return NVML_SUCCESS;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned int *count)
+{
+    nvmlReturn_t result = check_device(device, count);
+    if (!result) {
+        *count = MAX_MIG;
+    }
+    return result;
+}
+
+EXPORT nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int index, nvmlDevice_t *slice)
+{
+    nvmlReturn_t result = check_device(device, slice);
+    const char *mig = getenv("CUDASIM_MIG");
+    if (result || is_slice(device) || index >= MAX_MIG) {
+        return result ? result : NVML_ERROR_INVALID_ARGUMENT;
+    }
+    if (!mig || index >= strtoul(mig, NULL, 10)) {
+        return NVML_ERROR_NOT_FOUND;
+    }
+    struct device_record *own = &slices[device - world.state->devices][index];
+    *own = *device;
+    own->uuid[15] ^= (uint8_t)(index + 1);
+    *slice = own;
+    return NVML_SUCCESS;
 }
