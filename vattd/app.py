@@ -27,6 +27,7 @@ from vatt.command_line import (
     output_option,
     run,
 )
+from vatt.completion import complete_devices, complete_running
 from vatt.errors import DaemonUnreachable, InvalidRequest, VattError
 from vatt.sockets import default_socket_dir, find_only_daemon, make_directory, search_dirs
 from vattd import __version__
@@ -52,6 +53,14 @@ _gpu = click.option(
     "device",
     metavar="N|UUID|host",
     help="A GPU by CUDA's number or by UUID, or `host` for host memory.  [default: GPU 0 if there is one, else host]",
+    shell_complete=complete_devices,
+)
+_running_gpu = click.option(
+    "--gpu",
+    "device",
+    metavar="N|UUID|host",
+    help="Which one, where several run.",
+    shell_complete=complete_running,
 )
 _socket_dir = click.option(
     "--socket-dir",
@@ -299,7 +308,7 @@ def start(
 
 
 @vattd.command()
-@_gpu
+@_running_gpu
 @_socket_dir
 @output_option
 def stop(device: str | None, socket_dir: Path | None, output: str) -> None:

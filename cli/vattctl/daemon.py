@@ -15,6 +15,7 @@ import click
 import grpc
 
 from vatt.command_line import named_device
+from vatt.completion import complete_running
 from vatt.errors import DaemonUnreachable, VattError
 from vatt.protocol import MAX_MESSAGE_BYTES
 from vatt.sockets import Sockets, default_socket_dir, find_daemons, find_only_daemon, no_daemon, search_dirs
@@ -37,8 +38,16 @@ socket_dir_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Where vattd's sockets are.  [default: VATTD_SOCKET_DIR, else the user's and the system's run directories]",
 )
-gpu_option = click.option("--gpu", "device", metavar="N|UUID|host", help="Which vattd, where several run.")
-only_gpu_option = click.option("--gpu", "device", metavar="N|UUID|host", help="Only this one.  [default: all]")
+gpu_option = click.option(
+    "--gpu",
+    "device",
+    metavar="N|UUID|host",
+    help="Which vattd, where several run.",
+    shell_complete=complete_running,
+)
+only_gpu_option = click.option(
+    "--gpu", "device", metavar="N|UUID|host", help="Only this one.  [default: all]", shell_complete=complete_running
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +95,8 @@ class Admin:
     ) -> None:
         self._channel.close()
 
-    def status(self) -> pb.GetStatusResponse:
-        return self._call(self._stub.GetStatus, pb.GetStatusRequest())
+    def status(self, within_s: float = ANSWER_WITHIN_S) -> pb.GetStatusResponse:
+        return self._call(self._stub.GetStatus, pb.GetStatusRequest(), within_s)
 
     def reserve(self, request: pb.ReserveRequest) -> pb.Tenant:
         """What the tenant has now."""
@@ -144,7 +153,7 @@ def find(device: str | None, socket_dir: Path | None) -> Sockets:
     return find_only_daemon(_directories(socket_dir), _name_of(device))
 
 
-def ask_all(device: str | None, socket_dir: Path | None, verb: str) -> Answers:
+def ask_all(device: str | None, socket_dir: Path | None, verb: str, within_s: float = ANSWER_WITHIN_S) -> Answers:
     """The status of every vattd of this machine, or of every one for the device, all asked at one time."""
     directories, device = _directories(socket_dir), _name_of(device)
     found = find_daemons(directories, device)
@@ -152,7 +161,7 @@ def ask_all(device: str | None, socket_dir: Path | None, verb: str) -> Answers:
     def ask(sockets: Sockets) -> pb.GetStatusResponse | Unreachable:
         try:
             with Admin(sockets, verb) as admin:
-                return admin.status()
+                return admin.status(within_s)
         except VattError as error:
             return Unreachable(sockets, error)
 

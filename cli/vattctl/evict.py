@@ -10,6 +10,7 @@ from vatt.command_line import TIME_WORDS
 from vatt.errors import SessionUnknown, VattError
 from vatt.sizes import format_size
 from vatt.v1 import vatt_pb2 as pb
+from vattctl.completion import complete_sessions
 from vattctl.confirm import confirm
 from vattctl.daemon import Admin, find, gpu_option, socket_dir_option
 from vattctl.output import output_option, verb_json
@@ -19,7 +20,7 @@ from vattctl.words import session_words, some_of
 
 
 @click.command(epilog=TIME_WORDS, short_help="Ask a session to leave, or kill it.")
-@click.argument("session_id", metavar="SESSION")
+@click.argument("session_id", metavar="SESSION", shell_complete=complete_sessions)
 @click.option("--kill", is_flag=True, help="Kill its process (SIGKILL) instead of asking.")
 @click.option("--yes", is_flag=True, help="Do not ask whether you are sure.")
 @wait_option("its pages are back, or with --kill until it is gone")

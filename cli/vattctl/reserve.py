@@ -16,6 +16,7 @@ from vatt.protocol import MAX_WEIGHT
 from vatt.sizes import format_size
 from vatt.users import UsersAndGroups
 from vatt.v1 import vatt_pb2 as pb
+from vattctl.completion import complete_reserved, complete_tenants
 from vattctl.daemon import Admin, find, gpu_option, socket_dir_option
 from vattctl.output import output_option, show, to_plain, verb_json
 from vattctl.parameters import NO_MAX, SizeOrPercent, TenantName, Term, bytes_of, parse_allowed, wait_option
@@ -34,7 +35,7 @@ from vattctl.words import (
 @click.command(
     epilog=f"{SIZE_WORDS} {TIME_WORDS}", short_help="Set what a tenant is promised, and the most it may have."
 )
-@click.argument("tenant", type=TenantName())
+@click.argument("tenant", type=TenantName(), shell_complete=complete_tenants)
 @click.option("--min", "least", type=SizeOrPercent(), metavar="SIZE|PERCENT", help="Promised, whatever others do.")
 @click.option(
     "--max", "most", type=SizeOrPercent(is_max=True), metavar="SIZE|PERCENT|none", help="The most it may lease."
@@ -120,7 +121,7 @@ def reserve(
 
 
 @click.command()
-@click.argument("tenant", type=TenantName())
+@click.argument("tenant", type=TenantName(), shell_complete=complete_reserved)
 @gpu_option
 @socket_dir_option
 @output_option

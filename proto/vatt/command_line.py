@@ -29,7 +29,7 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a command line, and exit with its status. What it could not do is one line on stderr."""
     try:
-        command(arguments)
+        command(arguments, prog_name=name)
     except VattError as error:
         click.echo(f"{name}: {error}", err=True)
         sys.exit(EXIT_UNREACHABLE if isinstance(error, DaemonUnreachable) else EXIT_REFUSED)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.progress import Progress
 
@@ -17,7 +18,7 @@ from vatt.errors import InvalidRequest, VattError
 from vatt.sizes import parse_size
 from vattctl.output import output_option, show
 from vattctl.replay.models import MODELS
-from vattctl.replay.trace import read_trace
+from vattctl.replay.trace import CARRIED, read_trace
 
 LAYOUTS = ["per_layer", "megacache", "fused"]
 # An hour in a thousand.
@@ -46,10 +47,18 @@ def _speed(context: click.Context, parameter: click.Parameter, value: float) -> 
     return value
 
 
-@click.command()
-@click.argument("trace_name", metavar="TRACE")
-@click.option("--model", type=click.Choice(list(MODELS)), default="llama-3-8b", show_default=True)
-@click.option("--layout", type=click.Choice(LAYOUTS), default="fused", show_default=True)
+def _complete_trace(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Those that come with the package, and files."""
+    own = [CompletionItem(name) for name in CARRIED if name.startswith(incomplete)]
+    return [*own, CompletionItem(incomplete, type="file")]
+
+
+@click.command(short_help="Replay a request trace, and compare ways to hold its KV.")
+@click.argument("trace_name", metavar="TRACE", shell_complete=_complete_trace)
+@click.option(
+    "--model", type=click.Choice(list(MODELS)), default="llama-3-8b", show_default=True, help="Whose KV it would be."
+)
+@click.option("--layout", type=click.Choice(LAYOUTS), default="fused", show_default=True, help="Of the KV cache.")
 @click.option("--page-size", type=Size(), default="2MiB", show_default=True, help="Of the GPU that is stood for.")
 @click.option("--budget", type=Size(), default="20GiB", show_default=True, help="Memory for KV, of every scheme.")
 @click.option(
