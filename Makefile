@@ -51,7 +51,7 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo run test test-monitoring test-vllm soak chaos bench bench-transformers bench-vllm decode replay \
-	study dashboards screenshots stubs clean
+	study dashboards screenshots man stubs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -115,6 +115,9 @@ dashboards: $(STAMP) ## generate Grafana's dashboards and Prometheus's consoles 
 
 screenshots: $(STAMP) ## pictures for the docs, of a real run (needs what test-monitoring does, and some minutes)
 	$(BIN)/python -m deploy.screenshots
+
+man: $(STAMP) ## write docs/vattctl.md and the man pages anew, from the commands
+	@$(BIN)/python -m manual
 
 stubs: $(STAMP) ## generate proto/vatt/v1/*_pb2* from the .proto
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto \

@@ -29,12 +29,12 @@ def completion(shell: str) -> None:
 
     \b
     Examples:
-      eval "$(vattctl completion bash)"       this shell only
-      vattctl completion bash > ~/.vattd.bash && echo '. ~/.vattd.bash' >> ~/.bashrc
-      vattctl completion zsh > ~/.vattd.zsh && echo '. ~/.vattd.zsh' >> ~/.zshrc
+      eval "$(vattctl completion bash)"
+      echo 'eval "$(vattctl completion bash)"' >> ~/.bashrc
+      echo 'eval "$(vattctl completion zsh)"' >> ~/.zshrc
       vattctl completion fish > ~/.config/fish/conf.d/vattd.fish
 
-    In zsh it comes after `autoload -U compinit && compinit`.
+    In zsh that comes after `autoload -U compinit && compinit`.
     """
     kind = get_completion_class(shell)
     if kind is None:
