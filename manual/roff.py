@@ -10,8 +10,8 @@ from manual.page import Entry, Page, Paragraph
 def man_page(page: Page, version: str, others: Sequence[Page]) -> str:
     """`others` are the pages of the same command. No date: the same commands make the same page."""
     head = f'.TH "{page.dashed.upper()}" "1" "" "vattd {version}" "User Commands"'
-    # Neither hyphens in names nor spaces of many widths: what stands here is copied.
-    return "\n".join([head, ".nh", ".ad l", *_body(page, others)]) + "\n"
+    # Spaces of one width: what stands here is copied.
+    return "\n".join([head, ".ad l", *_body(page, others)]) + "\n"
 
 
 def _body(page: Page, others: Sequence[Page]) -> Iterator[str]:
@@ -29,7 +29,7 @@ def _body(page: Page, others: Sequence[Page]) -> Iterator[str]:
         yield from [".SH EXAMPLES", *_verbatim(page.examples)]
     names = sorted(one.dashed for one in others if one != page)
     if names:
-        yield from [".SH SEE ALSO", *(f".BR {_text(name)} (1){',' * (name != names[-1])}" for name in names)]
+        yield from [".SH SEE ALSO", *(rf".BR \%{_text(name)} (1){',' * (name != names[-1])}" for name in names)]
 
 
 def _paragraphs(paragraphs: Sequence[Paragraph]) -> Iterator[str]:

@@ -48,6 +48,8 @@ def test_man_renders_each_page_without_a_warning(name: str) -> None:
     assert done.stderr == ""
     assert f"{name} - " in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+    names = [page.dashed for page, pages in PAGES if name in [one.dashed for one in pages]]
+    assert all(f"{other}(1)" in done.stdout for other in names if other != name), "a name is broken"
     for section in ("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS"):
         assert section in done.stdout.splitlines()
 
@@ -107,7 +109,7 @@ def test_nothing_in_a_page_is_taken_for_a_request_or_an_escape() -> None:
     assert "\\&.group" in page
     assert "group do\\-it \\-n 2 \\(aqit\\(aq" in page
     assert "\\fB\\-n,\\fR \\fB\\-\\-number\\fR \\fIINTEGER\\fR \\fIRANGE\\fR" in page
-    assert page[-2:] == [".SH SEE ALSO", ".BR group (1)"]
+    assert page[-2:] == [".SH SEE ALSO", ".BR \\%group (1)"]
 
 
 def test_nothing_in_the_reference_is_taken_for_markup() -> None:
