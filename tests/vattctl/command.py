@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,11 @@ class Terminal:
                 self.seen += os.read(self.fd, 4096).decode(errors="replace")
             except OSError:  # EIO: the other side has ended
                 assert words in self.seen, f"no {words!r} in {self.seen!r}"
+
+    def read_to_end(self) -> None:
+        with suppress(OSError):  # EIO: the other side has ended
+            while select.select([self.fd], [], [], WITHIN_S)[0]:
+                self.seen += os.read(self.fd, 4096).decode(errors="replace")
 
     def type(self, keys: str) -> None:
         os.write(self.fd, keys.encode())
