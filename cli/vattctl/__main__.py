@@ -1,5 +1,5 @@
 """`python -m vattctl` is the `vattctl` command."""
 
-from vattctl.main import main
+from vattctl.entry import main
 
 main()

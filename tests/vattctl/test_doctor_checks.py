@@ -694,3 +694,12 @@ def test_hardware_of_any_kind_is_a_sign_of_a_gpu() -> None:
     for hardware in (Hardware(1, "", [], ""), Hardware(0, "580.1", [], ""), Hardware(0, "", [node], "")):
         assert replace(HOST, hardware=hardware).has_gpu
     assert not HOST.has_gpu
+
+
+def test_every_check_stands_in_the_documents_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    rows = [
+        line.split("|")[1] for line in text.partition("## What is looked at")[2].splitlines() if line.startswith("| ")
+    ]
+    listed = [name.strip() for row in rows[1:] for name in row.split(",")]
+    assert sorted(listed) == sorted({one.name for one in examine(HEALTHY)})
