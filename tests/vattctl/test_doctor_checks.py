@@ -556,6 +556,14 @@ WRONG: list[tuple[str, Facts, str, State, str, str]] = [
         "timed out",
         "curl -v http://127.0.0.1:9410/metrics",
     ),
+    (
+        "another program at the port of metrics",
+        but(HEALTHY, metrics_port_error="Address already in use", daemons=[]),
+        "metrics-port",
+        WARNING,
+        "127.0.0.1:9410 cannot be had (Address already in use)",
+        "vattd start --metrics-address 127.0.0.1:0",
+    ),
     ("no metrics", but(HEALTHY, **daemon(metrics=[])), "metrics", NOTE, "off", "--metrics-address"),
     (
         "hidden metrics",
@@ -678,6 +686,11 @@ def test_only_what_is_about_this_machine_is_looked_at() -> None:
 def test_what_is_wrong_has_something_to_type_and_what_is_right_has_not(state: State, fixes: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="not a finding"):
         Finding("name", state, "words", fixes)
+
+
+def test_the_usual_port_may_be_a_vattds_own() -> None:
+    [finding] = [one for one in examine(but(HEALTHY, metrics_port_error="in use")) if one.name == "metrics-port"]
+    assert (finding.state, finding.what) == (OK, "127.0.0.1:9410 is a vattd's")
 
 
 def test_several_vattds_are_each_looked_at() -> None:

@@ -17,6 +17,7 @@ from tests.cudasim import World
 from tests.daemon import Vattd, patched
 from vatt.protocol import MAX_VERSION, MIN_VERSION
 from vatt.sockets import Sockets
+from vattctl.doctor.checks.sockets import USUAL_METRICS
 from vattctl.doctor.collect import DRIVER_PROBE, collect
 from vattctl.doctor.facts import UNLIMITED, Answer, Daemon, Distribution, Is, Metrics, Trouble
 from vattctl.doctor.probes import metrics as metrics_probe
@@ -25,6 +26,7 @@ from vattctl.doctor.probes.daemons import read_daemons, read_directories, read_o
 from vattctl.doctor.probes.hardware import read_hardware
 from vattctl.doctor.probes.software import read_software
 from vattctl.doctor.probes.system import read_container, read_kernel, read_limits, read_memory
+from vattd.config import DEFAULT_METRICS_ADDRESS
 
 POOL = ("--gpu", "host", "--pool-max", "64MiB")
 ROOT_DEVICE = os.stat("/").st_dev
@@ -390,6 +392,14 @@ def test_metrics_answer_also_with_a_password_and_in_tls(tmp_path: Path) -> None:
         "--pool-max", "64MiB", "--metrics-address", "127.0.0.1:0", "--metrics-password-file", str(password)
     ) as vattd:
         assert metrics_probe.read_metrics(vattd.pid) == ([Metrics(vattd.ready["metrics"], "")], False)
+
+
+def test_the_usual_port_is_vattds_default_and_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"{metrics_probe.USUAL_HOST}:{metrics_probe.USUAL_PORT}" == DEFAULT_METRICS_ADDRESS == USUAL_METRICS
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(metrics_probe, "USUAL_PORT", taken.getsockname()[1])
+        assert metrics_probe.usual_port_error() == "Address already in use"
+    assert metrics_probe.usual_port_error() == ""
 
 
 def test_who_listens_and_does_not_answer_is_told_with_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from vattctl.doctor.facts import Cuda, CudaGpu, Facts, GpuProcess, Is, Nvml, Nvm
 from vattctl.doctor.probes.child import WITHIN_S, Child
 from vattctl.doctor.probes.daemons import read_daemons, read_directories, read_other_places
 from vattctl.doctor.probes.hardware import read_hardware
+from vattctl.doctor.probes.metrics import usual_port_error
 from vattctl.doctor.probes.software import read_software
 from vattctl.doctor.probes.system import read_container, read_kernel, read_limits, read_memory
 
@@ -36,6 +37,7 @@ def collect(environ: Mapping[str, str], socket_dir: Path | None, driver_within_s
         directories=directories,
         other_places=read_other_places(directories),
         daemons=read_daemons(directories),
+        metrics_port_error=usual_port_error(),
         cuda=_cuda(cuda),
         nvml=_nvml(nvml),
     )

@@ -53,6 +53,7 @@ def _of_gpus(facts: Facts) -> Iterator[Finding]:
 def _of_vattd(facts: Facts) -> Iterator[Finding]:
     yield from (sockets.directory(facts, one) for one in facts.directories)
     yield sockets.elsewhere(facts)
+    yield sockets.metrics_port(facts)
     if not facts.daemons:
         yield sockets.no_vattd(facts)
     for daemon in facts.daemons:

@@ -281,6 +281,7 @@ class Facts:
     directories: Sequence[Directory]
     other_places: Sequence[Path] = ()  # where sockets of a vattd are too, by the kernel's list
     daemons: Sequence[Daemon] = ()
+    metrics_port_error: str = ""  # why a vattd that starts now could not have its usual one
 
     @property
     def has_gpu(self) -> bool:

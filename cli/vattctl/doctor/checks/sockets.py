@@ -7,6 +7,7 @@ from vattctl.doctor.facts import Daemon, Directory, Facts, Trouble
 from vattctl.doctor.finding import Finding, broken, note, ok, warning
 from vattctl.words import some_of
 
+USUAL_METRICS = "127.0.0.1:9410"  # of `vattd start`
 # vattd notes its start once it has the device, which may take a while, and both ends are rounded.
 CLOCK_EARLY_S, CLOCK_LATE_S = 2.0, 120.0
 
@@ -45,6 +46,16 @@ def elsewhere(facts: Facts) -> Finding:
         return ok("other-places", "no vattd of this machine has its sockets elsewhere")
     words = "there are sockets of a vattd, where they are not looked for: " + some_of(map(str, facts.other_places))
     return note("other-places", words, f"export VATTD_SOCKET_DIR={facts.other_places[0]}")
+
+
+def metrics_port(facts: Facts) -> Finding:
+    """Where it is taken, a vattd with the usual options does not start."""
+    if not facts.metrics_port_error:
+        return ok("metrics-port", f"{USUAL_METRICS} is free")
+    if any(USUAL_METRICS in metrics.url for daemon in facts.daemons for metrics in daemon.metrics):
+        return ok("metrics-port", f"{USUAL_METRICS} is a vattd's")
+    words = f"{USUAL_METRICS} cannot be had ({facts.metrics_port_error}): a vattd does not start with its usual options"
+    return warning("metrics-port", words, "vattd start --metrics-address 127.0.0.1:0", "ss -ltnp 'sport = :9410'")
 
 
 def answers(facts: Facts, daemon: Daemon) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import os
+import socket
 import ssl
 import struct
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from vattctl.doctor.facts import Metrics
 
 WITHIN_S = 2.0
+USUAL_HOST, USUAL_PORT = "127.0.0.1", 9410  # `vattd start --metrics-address`
 _LISTEN = "0A"  # of /proc/net/tcp
 
 
@@ -25,6 +27,17 @@ def read_metrics(pid: int) -> tuple[list[Metrics], bool]:
     except OSError:  # it has just ended
         return [], False
     return [_ask(host, port) for host, port in _listening(pid, inodes)], False
+
+
+def usual_port_error() -> str:
+    """Empty: it is free."""
+    try:
+        with socket.socket() as usual:
+            usual.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vattd does
+            usual.bind((USUAL_HOST, USUAL_PORT))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _socket_inodes(pid: int) -> set[str]:
