@@ -82,6 +82,7 @@ def test_where_no_vattd_answers_nothing_is_offered_and_nothing_said(
 ) -> None:
     with Vattd("--pool-max", "64MiB") as vattd:
         vattd.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, vattd.pid, os.WSTOPPED | os.WNOWAIT)  # until it is
         silent = at(vattd)
         unsafe = tmp_path / "unsafe"
         unsafe.mkdir()

@@ -319,6 +319,7 @@ def test_a_clock_that_vattd_sees_otherwise_is_seen(tmp_path: Path) -> None:
 def test_what_a_killed_vattd_left_and_a_stopped_one_are_told_apart() -> None:
     with Vattd("--pool-max", "64MiB") as vattd:
         vattd.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, vattd.pid, os.WSTOPPED | os.WNOWAIT)  # until it is
         [stopped] = look(vattd.socket_dir)
         assert (stopped.is_stopped, stopped.is_heard, stopped.pid) == (True, False, vattd.pid)
         vattd.stop(signal.SIGKILL)
