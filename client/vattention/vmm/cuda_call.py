@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 from vatt.errors import DeviceLost, DeviceNotFound, DriverError
+from vattention.vmm import call_watch
 from vattention.vmm.cuda_errors import DEINITIALIZED, HOST_INSTEAD, error_of
 
 
@@ -25,6 +26,9 @@ def bindings() -> Any:
 def call(name: str, *args: object) -> Any:
     """Call a driver function. Its value if it has one, else None; anything but CUDA_SUCCESS is raised."""
     function = getattr(bindings(), name)
+    watch = call_watch.current
+    if watch is not None:
+        function = watch(name, function)
     try:
         result, *values = function(*args)
     except RuntimeError as failure:

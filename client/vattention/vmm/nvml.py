@@ -36,6 +36,19 @@ class NvmlMemory:
             raise self._error_of("nvmlDeviceGetMemoryInfo", failure) from failure
         return int(memory.total), int(memory.free)
 
+    def ask(self, name: str, *args: object) -> Any:
+        """What an NVML function says of the device; None where this NVML, or this device, does not say it."""
+        try:
+            return getattr(self._nvml, name)(self._handle, *args)
+        except (self._nvml.NVMLError, self._nvml.NVMLLibraryMismatchError):  # the latter: an older library's
+            return None
+
+    def driver_version(self) -> str | None:
+        try:
+            return str(self._nvml.nvmlSystemGetDriverVersion())
+        except self._nvml.NVMLError:
+            return None
+
     def close(self) -> None:
         with suppress(self._nvml.NVMLError):
             self._nvml.nvmlShutdown()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from vatt.errors import DriverError, OutOfMemory, SystemLimit, VattError
+from vattention.vmm import call_watch
 
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
@@ -17,6 +18,9 @@ _MAPPING_CALLS = frozenset({"mmap", "munmap", "madvise"})
 
 def os_call(name: str, function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
     """The function's answer, or its OSError as one of ours; `name` is the system call's."""
+    watch = call_watch.current
+    if watch is not None:
+        function = watch(name, function)
     try:
         return function(*args, **kwargs)
     except OSError as failure:
