@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from vatt.command_line import EXIT_WORDS, HELP_OPTIONS, SIZE_WORDS, TIME_WORDS, run
+from vattctl.bench.command import bench
 from vattctl.completion import completion
 from vattctl.doctor.command import doctor
 from vattctl.drain import drain
@@ -23,7 +24,7 @@ def vattctl() -> None:
     """See and steer the vattd of this machine."""
 
 
-for command in (status, events, tenants, reserve, unreserve, evict, drain, shrink, doctor, replay, completion):
+for command in (status, events, tenants, reserve, unreserve, evict, drain, shrink, doctor, replay, bench, completion):
     vattctl.add_command(command)
 
 

@@ -10,7 +10,7 @@ import click
 from vatt.command_line import Time
 from vatt.errors import InvalidRequest
 from vatt.names import check_tenant_name
-from vatt.sizes import parse_part, parse_size_or_percent
+from vatt.sizes import parse_part, parse_size, parse_size_or_percent
 from vatt.users import UsersAndGroups, parse_users
 from vatt.v1 import vatt_pb2 as pb
 
@@ -19,6 +19,18 @@ NO_MAX = "none"
 MOST_BYTES = 1 << 60
 FOREVER_S = float("inf")
 FOREVER = "forever"
+
+
+class Size(click.ParamType[int]):
+    """Bytes."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except InvalidRequest as error:
+            self.fail(str(error), param, ctx)
 
 
 class SizeOrPercent(click.ParamType[str]):

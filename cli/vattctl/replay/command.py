@@ -15,24 +15,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vatt.errors import InvalidRequest, VattError
-from vatt.sizes import parse_size
 from vattctl.output import output_option, show
+from vattctl.parameters import Size
 from vattctl.replay.models import MODELS
 from vattctl.replay.trace import CARRIED, read_trace
 
 LAYOUTS = ["per_layer", "megacache", "fused"]
 # An hour in a thousand.
 LEAST_SPEED = 0.001
-
-
-class Size(click.ParamType[int]):
-    name = "size"
-
-    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return value if isinstance(value, int) else parse_size(value)
-        except InvalidRequest as error:
-            self.fail(str(error), param, ctx)
 
 
 def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
