@@ -34,7 +34,6 @@ ARGUMENTS = {
 }
 NO_JSON = {
     "vattctl completion": "what it prints is a program for a shell",
-    "vattctl top": "a picture; `status` has its numbers",
     "vattention chat": "a conversation; programs use `serve`",
 }
 # These need no vattd, or a model first (tests/vattention/chat has theirs).

@@ -20,7 +20,6 @@ from tests.cudasim import World
 from tests.daemon import Vattd, run_command
 from tests.vattctl.command import on_a_terminal, vattctl
 from tests.vattctl.doctor_facts import HEALTHY, but, gpu
-from vattctl.doctor import command
 from vattctl.doctor.collect import collect
 from vattctl.doctor.command import doctor
 from vattctl.doctor.examine import examine
@@ -150,7 +149,7 @@ def test_colours_are_for_terminals_and_for_who_wants_them(monkeypatch: pytest.Mo
 
 
 def test_a_wedged_driver_is_told_of_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "collect", partial(collect, driver_within_s=1.0))
+    monkeypatch.setattr("vattctl.doctor.collect.collect", partial(collect, driver_within_s=1.0))
     with World() as world:
         for name, value in world.env().items():
             monkeypatch.setenv(name, value)

@@ -10,10 +10,6 @@ import click
 
 from vatt.command_line import EXIT_REFUSED
 from vattctl.daemon import socket_dir_option
-from vattctl.doctor.collect import collect
-from vattctl.doctor.examine import examine
-from vattctl.doctor.finding import State
-from vattctl.doctor.render import render, to_plain
 from vattctl.output import as_json, output_option, show
 
 
@@ -37,6 +33,12 @@ def doctor(socket_dir: Path | None, output: str) -> None:
       vattctl doctor --socket-dir /run/vattd
       vattctl doctor -o json | jq '.findings[] | select(.state != "ok")'
     """
+    # Late: other commands, and a key that completes them, do not wait for what only this one needs.
+    from vattctl.doctor.collect import collect
+    from vattctl.doctor.examine import examine
+    from vattctl.doctor.finding import State
+    from vattctl.doctor.render import render, to_plain
+
     facts = collect(os.environ, socket_dir)
     findings = examine(facts)
     if output == "json":
