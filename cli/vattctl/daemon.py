@@ -60,11 +60,15 @@ class Unreachable:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The status of every vattd that answers, and who does not. `silence` is why, if none does."""
+    """The status of every vattd that answers, and who does not. `silence` is why, if none does.
+
+    `page_maps` are those of the statuses, if they were asked for.
+    """
 
     statuses: Sequence[pb.GetStatusResponse]
     unreachable: Sequence[Unreachable]
     silence: VattError | None
+    page_maps: Sequence[pb.GetPageMapResponse] = ()
 
     def check(self) -> None:
         """Raises why none answers: DaemonUnreachable, or VattError if one is there and not for us."""
@@ -87,16 +91,29 @@ class Admin:
         self._stub = vatt_pb2_grpc.AdminServiceStub(self._channel)
         self._metadata = ((CALLER_KEY, _caller(verb)),)
 
+    def close(self) -> None:
+        """What is under way raises at once."""
+        self._channel.close()
+
     def __enter__(self) -> Admin:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._channel.close()
+        self.close()
 
     def status(self, within_s: float = ANSWER_WITHIN_S) -> pb.GetStatusResponse:
         return self._call(self._stub.GetStatus, pb.GetStatusRequest(), within_s)
+
+    def page_map(self, cell_count: int) -> pb.GetPageMapResponse:
+        """Without cells where vattd is older than page maps."""
+        try:
+            return self._call(self._stub.GetPageMap, pb.GetPageMapRequest(cell_count=cell_count))
+        except VattError as error:
+            if isinstance(error.__cause__, grpc.Call) and error.__cause__.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return pb.GetPageMapResponse()
+            raise
 
     def reserve(self, request: pb.ReserveRequest) -> pb.Tenant:
         """What the tenant has now."""
@@ -117,9 +134,6 @@ class Admin:
         """Bytes that went back to the device."""
         request = pb.ShrinkRequest(ask_sessions=ask_sessions)
         return self._call(self._stub.Shrink, request, SHRINK_WITHIN_S).freed_bytes
-
-    def page_map(self, cell_count: int) -> pb.GetPageMapResponse:
-        return self._call(self._stub.GetPageMap, pb.GetPageMapRequest(cell_count=cell_count))
 
     def events(self, *, after: int = 0, min_lease_bytes: int = 0, follow: bool = False) -> Iterator[pb.Event]:
         """What is kept of the past after that event; with `follow` also what comes, until vattd ends: then raises
@@ -153,21 +167,37 @@ def find(device: str | None, socket_dir: Path | None) -> Sockets:
     return find_only_daemon(_directories(socket_dir), _name_of(device))
 
 
-def ask_all(device: str | None, socket_dir: Path | None, verb: str, within_s: float = ANSWER_WITHIN_S) -> Answers:
-    """The status of every vattd of this machine, or of every one for the device, all asked at one time."""
+def find_all(device: str | None, socket_dir: Path | None) -> list[Sockets]:
+    """Every vattd of this machine, or every one for the device, whether it answers or not."""
+    return find_daemons(_directories(socket_dir), _name_of(device))
+
+
+def ask_all(
+    device: str | None,
+    socket_dir: Path | None,
+    verb: str,
+    *,
+    within_s: float = ANSWER_WITHIN_S,
+    cell_count: int = 0,
+) -> Answers:
+    """The status of every vattd of this machine, or of every one for the device, all asked at one time.
+
+    With a page map of so many cells, if any.
+    """
     directories, device = _directories(socket_dir), _name_of(device)
     found = find_daemons(directories, device)
 
-    def ask(sockets: Sockets) -> pb.GetStatusResponse | Unreachable:
+    def ask(sockets: Sockets) -> tuple[pb.GetStatusResponse, pb.GetPageMapResponse] | Unreachable:
         try:
             with Admin(sockets, verb) as admin:
-                return admin.status(within_s)
+                return admin.status(within_s), admin.page_map(cell_count) if cell_count else pb.GetPageMapResponse()
         except VattError as error:
             return Unreachable(sockets, error)
 
     with ThreadPoolExecutor(max(1, len(found))) as threads:
         answers = list(threads.map(ask, found))
-    statuses = [answer for answer in answers if isinstance(answer, pb.GetStatusResponse)]
+    pairs = [answer for answer in answers if not isinstance(answer, Unreachable)]
+    statuses, page_maps = [status for status, _ in pairs], [page_map for _, page_map in pairs]
     unreachable = [answer for answer in answers if isinstance(answer, Unreachable)]
     silence: VattError | None = None
     if not found:
@@ -175,7 +205,7 @@ def ask_all(device: str | None, socket_dir: Path | None, verb: str, within_s: fl
     elif not statuses:
         gone = all(isinstance(one.error, DaemonUnreachable) for one in unreachable)
         silence = (DaemonUnreachable if gone else VattError)("; ".join(str(one.error) for one in unreachable))
-    return Answers(statuses, unreachable, silence)
+    return Answers(statuses, unreachable, silence, page_maps)
 
 
 def _name_of(device: str | None) -> str | None:

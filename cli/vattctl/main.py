@@ -16,6 +16,7 @@ from vattctl.reserve import reserve, unreserve
 from vattctl.shrink import shrink
 from vattctl.status import status
 from vattctl.tenants import tenants
+from vattctl.top.command import top
 
 
 @click.group(epilog=f"{EXIT_WORDS}\n\n{TIME_WORDS} {SIZE_WORDS}", context_settings=HELP_OPTIONS)
@@ -24,7 +25,11 @@ def vattctl() -> None:
     """See and steer the vattd of this machine."""
 
 
-for command in (status, events, tenants, reserve, unreserve, evict, drain, shrink, doctor, replay, bench, completion):
+for command in (
+    *(status, top, events, tenants),
+    *(reserve, unreserve, evict, drain, shrink),
+    *(doctor, bench, replay, completion),
+):
     vattctl.add_command(command)
 
 

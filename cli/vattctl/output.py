@@ -16,7 +16,7 @@ from rich.text import Text
 
 from vatt.command_line import output_option as output_option
 from vatt.plain import to_plain as to_plain
-from vattctl.daemon import Answers, Unreachable
+from vattctl.daemon import Unreachable
 
 # Where the output is piped and nobody says COLUMNS, a table is as wide as it needs: this holds the longest names.
 PIPED_WIDTH = 500
@@ -25,6 +25,11 @@ DEFAULT_WIDTH = 80
 
 def show(renderable: RenderableType) -> None:
     """On stdout. rich honours NO_COLOR and COLUMNS, and uses no escape codes where nobody watches."""
+    stdout_console().print(_Trimmed(renderable), crop=False)
+
+
+def stdout_console() -> Console:
+    """As wide as the terminal, or as COLUMNS says; where neither is, as it ever needs to be."""
     columns = os.environ.get("COLUMNS", "")
     width = int(columns) if columns.isdecimal() and int(columns) > 0 else None
     console = Console(highlight=False, width=width)
@@ -32,7 +37,7 @@ def show(renderable: RenderableType) -> None:
         console.width = PIPED_WIDTH
     elif console.width < 1:  # COLUMNS=0
         console.width = DEFAULT_WIDTH
-    console.print(_Trimmed(renderable), crop=False)
+    return console
 
 
 def new_table() -> Table:
@@ -51,9 +56,9 @@ def spaced(parts: Iterable[RenderableType]) -> RenderableType:
     return Group(*lines[:-1])
 
 
-def unreachable_words(answers: Answers) -> list[Text]:
+def unreachable_words(unreachable: Sequence[Unreachable]) -> list[Text]:
     """Nothing if all answer."""
-    lines = [f"{one.sockets.device}: {one.error}" for one in answers.unreachable]
+    lines = [f"{one.sockets.device}: {one.error}" for one in unreachable]
     return [Text("\n".join(lines), style="red")] if lines else []
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import click
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -26,11 +26,10 @@ from vattctl.output import (
     to_plain,
     unreachable_words,
 )
+from vattctl.pool_picture import MAP_CELLS, MapLine, state_table
 from vattctl.words import guarantee_words, over_max_notes, promise_words, waiting_words
 
-STATE_STYLES = {"leased": "green", "clean": "cyan", "dirty": "yellow", "quarantined": "red", "unbacked": "dim"}
 DAEMON_STYLES = {"serving": "", "draining": "yellow"}
-BAR_WIDTH = 40
 # Sessions of an earlier vattd that have not re-attached.
 AWAITED = ("recovering", "silent")
 
@@ -52,7 +51,7 @@ def status(device: str | None, socket_dir: Path | None, output: str) -> None:
       vattctl status --gpu 0
       vattctl status -o json | jq '.daemons[].sessions[].leased_bytes'
     """
-    answers = ask_all(device, socket_dir, "status")
+    answers = ask_all(device, socket_dir, "status", cell_count=MAP_CELLS)
     if output == "json":
         click.echo(daemons_json([to_plain(answer) for answer in answers.statuses], answers.unreachable))
     elif answers.statuses:
@@ -61,13 +60,17 @@ def status(device: str | None, socket_dir: Path | None, output: str) -> None:
 
 
 def render_all(answers: Answers, now_s: float) -> RenderableType:
-    return spaced([*(render(answer, now_s) for answer in answers.statuses), *unreachable_words(answers)])
-
-
-def render(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
+    pairs = zip(answers.statuses, answers.page_maps, strict=True)
     return spaced(
-        [_head(answer, now_s), _pool_table(answer.pool), _tenants_table(answer, now_s), _sessions_table(answer)]
+        [*(render(status, now_s, page_map) for status, page_map in pairs), *unreachable_words(answers.unreachable)]
     )
+
+
+def render(answer: pb.GetStatusResponse, now_s: float, page_map: pb.GetPageMapResponse | None = None) -> RenderableType:
+    pool = state_table(answer.pool)
+    if page_map is not None:
+        pool = Group(pool, MapLine(answer.pool, page_map, [tenant.name for tenant in answer.tenants]))
+    return spaced([_head(answer, now_s), pool, _tenants_table(answer, now_s), _sessions_table(answer)])
 
 
 def _head(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
@@ -95,6 +98,9 @@ def _head(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
         head.add_row("waiting", f"leases wait for {format_size(pool.waiting_pages * pool.page_size_bytes)}")
     if recovery := _recovery_words(answer):
         head.add_row("restart", recovery)
+    if daemon.state == "draining":
+        words = "no new sessions or requests; `vattctl drain --resume` ends it"
+        head.add_row(Text("draining", style="yellow"), Text(words, style="yellow"))
     if pool.shortage:
         head.add_row("shortage", Text(pool.shortage, style="red"))
     return head
@@ -130,22 +136,6 @@ def _scrub_words(pool: pb.Pool, backend: str) -> Text:
     elif pool.context_bytes:
         words.append(f"; its CUDA context takes {format_size(pool.context_bytes)}")
     return words
-
-
-def _pool_table(pool: pb.Pool) -> RenderableType:
-    table = new_table()
-    table.add_column("POOL")
-    for title in ("PAGES", "SIZE", "SHARE"):
-        table.add_column(title, justify="right")
-    table.add_column("")
-    whole = sum(row.page_count for row in pool.pages_by_state) or 1
-    for row in pool.pages_by_state:
-        if row.page_count:  # with all eight states it would take half of a terminal
-            share = row.page_count / whole
-            bar = Text("#" * round(share * BAR_WIDTH), style=STATE_STYLES.get(row.state, ""))
-            size = format_size(row.page_count * pool.page_size_bytes)
-            table.add_row(row.state, f"{row.page_count:,}", size, f"{share:.1%}", bar)
-    return table
 
 
 # In a narrow terminal rich takes the width from columns that may wrap: in these two tables names, never figures.

@@ -70,7 +70,7 @@ def render(answers: Answers, now_s: float) -> RenderableType:
     if len(answers.statuses) + len(answers.unreachable) > 1:
         names = [Text(answer.device.uuid, style="bold") for answer in answers.statuses]
         tables = [Group(name, table) for name, table in zip(names, tables, strict=True)]
-    return spaced([*tables, *unreachable_words(answers)])
+    return spaced([*tables, *unreachable_words(answers.unreachable)])
 
 
 def _table(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:

@@ -224,6 +224,48 @@ def test_a_promise_that_is_pending_says_for_how_long() -> None:
     assert "  min 1.00 GiB soft; pending for 12 s more: 512 MiB missing" in lines
 
 
+def test_bars_have_the_width_that_there_is_and_are_never_cut() -> None:
+    pages = [pb.PagesInState(state=state, page_count=count) for state, count in (("leased", 900_000), ("clean", 1))]
+    pool = pb.Pool(page_size_bytes=1 << 21, pages_by_state=pages)
+    for width, marks in ((80, 40), (60, 25), (45, 10)):
+        lines = printed(pb.GetStatusResponse(pool=pool), width=width)
+        [leased] = [line for line in lines if line.startswith("leased")]
+        assert leased.split() == ["leased", "900,000", "1.72", "TiB", "100.0%", "#" * marks]
+        [clean] = [line for line in lines if line.startswith("clean")]
+        assert clean.endswith("0.0%  #"), "what is there is seen"
+
+
+def test_while_it_drains_status_says_how_to_end_that() -> None:
+    answer = pb.GetStatusResponse(daemon=pb.Daemon(state="draining"))
+    assert "draining  no new sessions or requests; `vattctl drain --resume` ends it" in printed(answer)
+    answer.daemon.state = "serving"
+    assert "draining" not in "".join(printed(answer))
+
+
+def test_the_page_map_is_a_line_where_it_fits() -> None:
+    cells = [pb.PageCell(state="leased", tenant=2)] * 40 + [pb.PageCell(state="dirty", tenant=1)] * 32
+    page_map = pb.GetPageMapResponse(pages_per_cell=1, tenants=["batch", "chat"], cells=cells)
+    pool = pb.Pool(pages_by_state=[pb.PagesInState(state="dirty", page_count=32)])
+    answer = pb.GetStatusResponse(pool=pool, tenants=[pb.Tenant(name="batch"), pb.Tenant(name="chat")])
+
+    def with_map(answer: pb.GetStatusResponse, now_s: float) -> RenderableType:
+        return render(answer, now_s, page_map)
+
+    lines = printed(answer, render_it=with_map)
+    assert f"MAP   {'B' * 40}{'~' * 32}" in lines
+    assert "      B chat  ~ dirty" in lines
+    assert "MAP  " not in "".join(printed(answer, render_it=with_map, width=70))
+    assert "MAP  " not in "".join(printed(answer)), "vattd is older than page maps"
+
+
+def test_status_of_a_real_pool_has_its_page_map() -> None:
+    with Vattd("--pool-max", "64MiB") as vattd, RawEngine(vattd.sockets, "chat") as engine:
+        engine.lease(512)
+        [line] = [line for line in vattctl(vattd, "status").stdout.splitlines() if line.startswith("MAP")]
+        assert 30 <= line.count("A") <= 40, "half of it"
+        engine.detach()
+
+
 def test_json_has_the_protos_names_and_raw_numbers() -> None:
     with Vattd("--pool-max", "64MiB") as vattd, RawEngine(vattd.sockets, "chat") as engine:
         engine.lease(32)
