@@ -6,6 +6,7 @@ import click
 
 from vatt.command_line import EXIT_WORDS, HELP_OPTIONS, SIZE_WORDS, TIME_WORDS, run
 from vattctl.bench.command import bench
+from vattctl.closed_pipe import end_when_stdout_closes
 from vattctl.completion import completion
 from vattctl.doctor.command import doctor
 from vattctl.drain import drain
@@ -34,4 +35,5 @@ for command in (
 
 
 def main() -> None:
+    end_when_stdout_closes()
     run(vattctl, "vattctl")
