@@ -21,7 +21,7 @@ from vatt.errors import VattError
 from vatt.sockets import Sockets
 from vattctl.top import page_map
 from vattctl.top.canvas import Canvas
-from vattctl.top.frame import Frame, frame, titles
+from vattctl.top.frame import Frame, frame
 from vattctl.top.history import History
 from vattctl.top.keys import help_text, key_line
 from vattctl.top.shape import FEWEST_MAP_LINES
@@ -118,8 +118,9 @@ class Top(App[None]):
         self._look(self.view.with_other_table())
 
     def action_sort(self, step: int) -> None:
-        order = self.view.orders[self.view.focus]
-        self._look(self.view.with_order(order.next(titles(self.view, self.canvas.size.width), step)))
+        if self._drawn is not None and self._drawn.titles:
+            order = self.view.orders[self.view.focus].next(self._drawn.titles[self.view.focus], step)
+            self._look(self.view.with_order(order))
 
     def action_reverse(self) -> None:
         self._look(self.view.with_order(self.view.orders[self.view.focus].turned()))

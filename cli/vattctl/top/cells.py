@@ -7,9 +7,6 @@ from rich.text import Text
 from vatt.sizes import format_size
 from vattctl.top.marks import Mark
 
-# A name of a tenant is no longer, with its mark before it.
-LONGEST_NAME = 65
-
 
 def named(name: str, owner: Mark, *, letters: bool) -> Text:
     """After the mark of the tenant that it belongs to."""

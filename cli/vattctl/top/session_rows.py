@@ -8,12 +8,10 @@ from rich.text import Text
 
 from vatt.durations import format_duration
 from vatt.v1 import vatt_pb2 as pb
-from vattctl.top.cells import LONGEST_NAME, named, nothing, part, size
+from vattctl.top.cells import named, nothing, part, size
 from vattctl.top.history import History
 from vattctl.top.marks import Mark, mark
 from vattctl.top.table import Column, words
-
-LONGEST_CLIENT = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +36,15 @@ def session_rows(history: History, now_s: float) -> list[SessionRow]:
 
 def session_columns(*, letters: bool) -> list[Column[SessionRow]]:
     return [
-        words("SESSION", 1, 14, lambda row, _: named(row.session.session_id, row.mark, letters=letters), _id, 16),
-        words("TENANT", 4, 10, lambda row, _: Text(row.session.tenant), lambda row: row.session.tenant, LONGEST_NAME),
+        words("SESSION", 1, 14, lambda row, _: named(row.session.session_id, row.mark, letters=letters), _id),
+        words("TENANT", 4, 10, lambda row, _: Text(row.session.tenant), _tenant, lambda row: len(_tenant(row))),
         words("STATE", 5, 10, lambda row, _: _state(row.session), lambda row: str(_state(row.session))),
         Column("LEASED", 2, 8, lambda row, _: size(row.session.leased_bytes), lambda row: row.session.leased_bytes),
         Column("MAPPED", 3, 8, lambda row, _: size(row.session.mapped_bytes), lambda row: row.session.mapped_bytes),
         Column("USED", 7, 5, lambda row, _: part(row.used), lambda row: row.used or 0.0),
         Column("ASKED", 8, 8, lambda row, _: _asked(row.session), lambda row: row.session.asked_back_bytes),
         Column("AGE", 6, 10, lambda row, _: Text(format_duration(row.age_s)), lambda row: row.age_s),
-        words("CLIENT", 9, 8, lambda row, _: Text(row.session.client_name), _client, LONGEST_CLIENT),
+        words("CLIENT", 9, 8, lambda row, _: Text(row.session.client_name), _client, lambda row: len(_client(row))),
     ]
 
 
@@ -54,6 +52,10 @@ def _id(row: SessionRow) -> tuple[int, ...]:
     """By process, then by its sessions; an id that is no numbers comes first."""
     parts = row.session.session_id.split("-")
     return tuple(int(one) for one in parts) if all(one.isdecimal() for one in parts) else ()
+
+
+def _tenant(row: SessionRow) -> str:
+    return row.session.tenant
 
 
 def _client(row: SessionRow) -> str:

@@ -14,7 +14,7 @@ BETWEEN_COLUMNS = 2
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[Row]):
-    """Of `importance` 1 is left out last. A width may grow from `width` to `most`, if that is more."""
+    """Of `importance` 1 is left out last. It may grow from `width` to `most`, or to what words of a row need."""
 
     title: str
     importance: int
@@ -22,14 +22,20 @@ class Column(Generic[Row]):
     cell: Callable[[Row, int], Text]
     key: Callable[[Row], Any]
     most: int = 0
+    needed: Callable[[Row], int] | None = None
     is_figure: bool = True
 
 
 def words(
-    title: str, importance: int, width: int, cell: Callable[[Row, int], Text], key: Callable[[Row], Any], most: int = 0
+    title: str,
+    importance: int,
+    width: int,
+    cell: Callable[[Row, int], Text],
+    key: Callable[[Row], Any],
+    needed: Callable[[Row], int] | None = None,
 ) -> Column[Row]:
     """A column that is no figure."""
-    return Column(title, importance, width, cell, key, most, is_figure=False)
+    return Column(title, importance, width, cell, key, needed=needed, is_figure=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +60,11 @@ def in_order(rows: Sequence[Row], columns: Sequence[Column[Row]], order: Order) 
     return sorted(first, key=by.key, reverse=by.is_figure != order.is_reversed)
 
 
-def fit(columns: Sequence[Column[Row]], width: int) -> Mapping[str, int]:
-    """The columns that fit, by title, each with its width."""
+def fit(columns: Sequence[Column[Row]], width: int, rows: Sequence[Row] = (), head: str = "") -> Mapping[str, int]:
+    """The columns that fit, by title, each with its width. What they are does not depend on the rows.
+
+    `head` stands above the first one.
+    """
     chosen: list[Column[Row]] = []
     left = width + BETWEEN_COLUMNS
     for column in sorted(columns, key=lambda one: one.importance):
@@ -64,8 +73,10 @@ def fit(columns: Sequence[Column[Row]], width: int) -> Mapping[str, int]:
         chosen.append(column)
         left -= column.width + BETWEEN_COLUMNS
     widths = {column.title: column.width for column in columns if column in chosen}
-    for column in sorted(chosen, key=lambda one: one.importance):
-        more = max(0, min(left, column.most - column.width))
+    for column in chosen:
+        most = max(map(column.needed, rows), default=0) if column.needed else column.most
+        most = max(most, len(head)) if column is columns[0] else most
+        more = max(0, min(left, most - column.width))
         widths[column.title] += more
         left -= more
     return widths

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from vatt.durations import format_duration
 from vatt.v1 import vatt_pb2 as pb
-from vattctl.top.cells import LONGEST_NAME, named, nothing, part, rate, size, size_rate
+from vattctl.top.cells import named, nothing, part, rate, size, size_rate
 from vattctl.top.curve import curve
 from vattctl.top.history import History
 from vattctl.top.marks import Mark, mark
@@ -53,7 +53,14 @@ def _row(tenant: pb.Tenant, history: History) -> TenantRow:
 def tenant_columns(*, letters: bool, curves: bool) -> list[Column[TenantRow]]:
     """Without `curves`, for one frame of one point."""
     columns: list[Column[TenantRow]] = [
-        words("TENANT", 1, 14, lambda row, _: named(_name(row), row.mark, letters=letters), _name, LONGEST_NAME),
+        words(
+            "TENANT",
+            1,
+            14,
+            lambda row, _: named(_name(row), row.mark, letters=letters),
+            _name,
+            lambda row: len(_name(row)) + 2,
+        ),
         _sizes("LEASED", 2, lambda row: row.tenant.leased_bytes),
         _sizes("MAPPED", 3, lambda row: row.tenant.mapped_bytes),
         Column("USED", 10, 5, lambda row, _: part(_used(row)), lambda row: _used(row) or 0.0),
@@ -84,6 +91,10 @@ def _limits(title: str, importance: int, limit_bytes: Callable[[TenantRow], int]
 
 def _name(row: TenantRow) -> str:
     return row.tenant.name
+
+
+def _named_width(row: TenantRow) -> int:
+    return len(_name(row)) + len("A ")
 
 
 def _sessions(row: TenantRow) -> int:

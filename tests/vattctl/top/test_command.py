@@ -39,7 +39,7 @@ def test_once_prints_a_frame_of_plain_text_in_80_columns(shared: Vattd) -> None:
     assert max(len(line) for line in lines) <= 80
     assert "\x1b" not in text
     assert lines[0].startswith("host  host memory  serving  up ")
-    assert "B chat               18.8 MiB  9.38 MiB         -         -         0" in text
+    assert "B chat          18.8 MiB  9.38 MiB         -         -         0" in text
     assert "A" * 20 in text, "the page map"
     assert lines[3].split()[:2] == ["leases", "0/s"]
 

@@ -17,7 +17,7 @@ from tests.vattctl.top.answers import (
     tenant,
 )
 from vatt.v1 import vatt_pb2 as pb
-from vattctl.top.frame import Frame, frame, titles
+from vattctl.top.frame import Frame, frame
 from vattctl.top.history import History
 from vattctl.top.keys import help_text, key_line
 from vattctl.top.reading import Reading
@@ -50,9 +50,9 @@ def test_all_that_matters_is_in_80_columns_and_24_lines() -> None:
     assert lines[5].startswith("PAGES  4,096 of 64.0 KiB")
     assert lines[6:10] == ["B" * 80, "A" * 80, "." * 80, "." * 80], "a cell is four places wide"
     text = "\n".join(lines)
-    assert "A batch              64.0 MiB       0 B         -         -         -       12 s" in text
-    assert "B chat               64.0 MiB  32.0 MiB  8.00 MiB      held         -          -" in text
-    assert "B 77-1            chat         attached    64.0 MiB       0 B      -         5 m" in text
+    assert "A batch         64.0 MiB       0 B         -         -         -       12 s" in text
+    assert "B chat          64.0 MiB  32.0 MiB  8.00 MiB      held         -          -" in text
+    assert "B 77-1          chat        attached    64.0 MiB       0 B      -         5 m" in text
 
 
 def test_waits_and_rates_are_those_of_two_answers() -> None:
@@ -99,10 +99,13 @@ def test_which_rows_are_shown_is_said_where_not_all_are() -> None:
     assert "1-" not in "\n".join(printed(shown(history(two_tenants())).lines)).split("TENANT")[1].split("\n")[0]
 
 
-def test_a_wide_terminal_has_the_tables_beside_each_other() -> None:
-    lines = printed(shown(history(two_tenants()), 200, 49).lines)
+def test_in_a_wide_terminal_tables_that_do_not_fit_below_each_other_stand_beside_each_other() -> None:
+    lines = printed(shown(history(crowd(20, 64)), 200, 49).lines)
     [heads] = [line for line in lines if line.startswith("TENANT")]
     assert "│ SESSION" in heads
+    few = printed(shown(history(two_tenants()), 200, 49).lines)
+    assert [line for line in few if line.startswith("SESSION")], "below, where there is room for more columns"
+    assert "CLIENT" in "".join(few)
 
 
 def test_what_must_not_be_missed_is_said_above_the_map() -> None:
@@ -144,9 +147,9 @@ def test_colours_are_the_tenants_own_in_the_map_the_bar_and_the_tables() -> None
 
 
 def test_only_columns_that_are_seen_can_be_sorted_by() -> None:
-    narrow, wide = titles(View(letters=True), 80), titles(View(letters=True), 149)
-    assert set(narrow) < set(wide)
-    assert "SESSION" in titles(View(letters=True, focus="sessions"), 80)
+    narrow, wide = (shown(history(two_tenants()), width).titles for width in (80, 149))
+    for table in ("tenants", "sessions"):
+        assert set(narrow[table]) < set(wide[table])
 
 
 def test_help_fits_the_smallest_terminal_with_its_border() -> None:

@@ -12,9 +12,9 @@ from vattctl.top.view import SESSIONS, TENANTS, View
 
 Row = tuple[str, int]
 COLUMNS: list[Column[Row]] = [
-    words("NAME", 1, 6, lambda row, _: Text(row[0]), lambda row: row[0], 10),
+    words("NAME", 1, 6, lambda row, _: Text(row[0]), lambda row: row[0], lambda row: len(row[0])),
     Column("SIZE", 2, 6, lambda row, _: Text(str(row[1])), lambda row: row[1]),
-    words("REST", 3, 5, lambda row, _: Text("rest"), lambda row: ""),
+    Column("REST", 3, 5, lambda row, _: Text("rest"), lambda row: "", most=9, is_figure=False),
 ]
 ROWS = [("b", 1), ("c", 3), ("a", 3)]
 
@@ -40,11 +40,13 @@ def test_the_next_order_is_that_of_the_next_column_and_goes_round() -> None:
         (14, {"NAME": 6, "SIZE": 6}),
         (17, {"NAME": 9, "SIZE": 6}),
         (21, {"NAME": 6, "SIZE": 6, "REST": 5}),
-        (100, {"NAME": 10, "SIZE": 6, "REST": 5}),
+        (26, {"NAME": 10, "SIZE": 6, "REST": 6}),
+        (100, {"NAME": 10, "SIZE": 6, "REST": 9}),
     ],
 )
 def test_what_matters_less_is_left_out_and_what_may_grow_grows(width: int, widths: dict[str, int]) -> None:
-    assert fit(COLUMNS, width) == widths
+    assert fit(COLUMNS, width, [("b", 1), ("ten-places", 2)]) == widths
+    assert fit(COLUMNS, width).keys() == widths.keys()
 
 
 def test_cells_stand_below_their_titles_and_are_cut_where_they_are_too_long() -> None:
