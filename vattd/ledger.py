@@ -323,6 +323,7 @@ class Ledger:
             created_pages_total=self.stock.created_total,
             scrubbed_pages_total=self.stock.scrubbed_total,
             destroyed_pages_total=self.stock.destroyed_total,
+            recycled_pages_total=self.stock.recycled_total,
             tenants=tuple(
                 TenantView(
                     name=tenant.name,

@@ -56,6 +56,7 @@ class Snapshot:
     created_pages_total: int
     scrubbed_pages_total: int
     destroyed_pages_total: int
+    recycled_pages_total: int  # lent that had been lent before, without being created in between
     tenants: tuple[TenantView, ...]
     sessions: tuple[SessionView, ...]
 

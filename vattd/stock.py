@@ -20,6 +20,7 @@ from vattd.old_zones import OldZones
 from vattd.scrub import Scrub
 from vattd.shelf import Shelf, Zone
 from vattd.snapshot import PageState
+from vattention.vmm.extent_set import ExtentSet
 
 
 class Stock:
@@ -39,7 +40,7 @@ class Stock:
         self.scrub = scrub
         self._short_pages: int | None = None  # what was backed when the device gave no more; None: it gives
         self.lent_pages = self.backed_pages = 0  # backed: with memory, or on their way there or back
-        self.created_total = self.scrubbed_total = self.destroyed_total = 0
+        self.created_total = self.scrubbed_total = self.destroyed_total = self.recycled_total = 0
         # The shared zone; else a zone for pages made ahead, which becomes that of the first tenant that comes.
         self._spare: Zone | None = Zone(first_zone)
         self._zones: dict[int, Zone] = {first_zone: self._spare}
@@ -51,6 +52,7 @@ class Stock:
         self._destroying = FreeExtents()
         self._quarantined = FreeExtents()  # to be destroyed
         self._broken = FreeExtents()  # the driver refused to destroy them: quarantined for good
+        self._lent_before = ExtentSet()  # since they were made; of the clean ones, and those that are being scrubbed
         self._disputed = FreeExtents()  # two sessions claim them: quarantined until both have ended
         # An earlier vattd's, of which no session has said that it holds them; their ids are unknown.
         self._left_pages = 0
@@ -90,17 +92,25 @@ class Stock:
             raise LedgerBug(f"{page_count} pages asked of {shelf.ready_pages}")
         own_pages = min(page_count, shelf.own_pages)
         run = shelf.dirty.take_run(page_count) if own_pages == page_count else None
-        run = run or shelf.zone.clean.take_run(page_count)
-        extents = [run] if run is not None else shelf.dirty.take(own_pages)
-        extents += shelf.zone.clean.take(page_count - page_count_of(extents))
+        if run is not None:
+            used, clean = [run], []
+        elif (run := shelf.zone.clean.take_run(page_count)) is not None:
+            used, clean = [], [run]
+        else:
+            used = shelf.dirty.take(own_pages)
+            clean = shelf.zone.clean.take(page_count - page_count_of(used))
+        self.recycled_total += page_count_of(used) + sum(map(self._lent_before.discard, clean))
         self._note_lent(shelf, page_count)
-        return extents
+        return used + clean
 
     def take_back(self, shelf: Shelf, extents: Iterable[Extent]) -> None:
         """Lent pages that nothing maps any more. An earlier vattd's are not lent again."""
         own = shelf.zone.clean if self.shares_zone and self.scrub is Scrub.NEVER else shelf.dirty
         for extent in extents:
-            (self._quarantined if extent.zone in self.old_zones else own).give_back(extent)
+            to = self._quarantined if extent.zone in self.old_zones else own
+            to.give_back(extent)
+            if to is shelf.zone.clean:
+                self._lent_before.add(extent)
             self._note_lent(shelf, -extent.page_count)
 
     def quarantine(self, shelf: Shelf, extents: Iterable[Extent]) -> None:
@@ -204,10 +214,10 @@ class Stock:
         """
         extents = shelf.zone.fresh.take(page_count)
         if not shelf.relends:
-            extents += shelf.dirty.take(page_count - page_count_of(extents))
+            extents += self._take_dirty(shelf, page_count - page_count_of(extents))
         if others and self.shares_zone:
             for other in self._by_idle_pages(without=shelf):
-                extents += other.dirty.take(page_count - page_count_of(extents))
+                extents += self._take_dirty(other, page_count - page_count_of(extents))
         return _enter(self._scrubbing, extents)
 
     def begin_scrub_returned(self, page_count: int) -> list[Extent]:
@@ -215,8 +225,14 @@ class Stock:
         extents: list[Extent] = []
         for shelf in self._shelves:
             if not shelf.relends:
-                extents += shelf.dirty.take(page_count - page_count_of(extents))
+                extents += self._take_dirty(shelf, page_count - page_count_of(extents))
         return _enter(self._scrubbing, extents)
+
+    def _take_dirty(self, shelf: Shelf, page_count: int) -> list[Extent]:
+        extents = shelf.dirty.take(page_count)
+        for extent in extents:
+            self._lent_before.add(extent)
+        return extents
 
     def finish_scrub(self, extent: Extent) -> None:
         self._scrubbing.remove(extent)
@@ -281,6 +297,7 @@ class Stock:
     def finish_destroy(self, extent: Extent, *, retire: bool) -> None:
         """`retire`: never use these ids again, since somebody may still map their place (host, after a death)."""
         self._destroying.remove(extent)
+        self._lent_before.discard(extent)
         self.destroyed_total += extent.page_count
         self.backed_pages -= extent.page_count
         if extent.zone in self.old_zones:

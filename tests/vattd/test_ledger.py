@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from hypothesis import strategies as st
@@ -39,7 +40,8 @@ def stock_up(ledger: Ledger, session_id: str, page_count: int) -> None:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The oracle knows which pages each session holds, and whose data each page last held (none: zeros or unbacked)."""
+    """The oracle knows which pages each session holds, whose data each page last held (none: zeros or unbacked), and
+    which pages were lent since they were made."""
 
     sessions: Bundle[str] = Bundle("sessions")
     old_runs: Bundle[PageRun] = Bundle("old_runs")
@@ -50,6 +52,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.held: dict[str, dict[int, int]] = {}  # session -> page id -> generation
         self.tenant_of: dict[str, str] = {}
         self.data_of: dict[int, str] = {}
+        self.used: set[int] = set()
+        self.recycled = 0
         self.usage: dict[str, Usage] = {}
         self.generations: set[int] = set()
         self.count = 0
@@ -79,6 +83,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert all(page_id not in other for other in self.held.values()), "lent twice"
             assert self.data_of.get(page_id) in self.data_it_may_get(session_id), "stale data"
             self.data_of[page_id] = self.tenant_of[session_id]
+        self.recycled += len(self.used.intersection(pages))
+        self.used.update(pages)
         assert runs[0].generation not in self.generations
         self.generations.add(runs[0].generation)
         self.held[session_id].update(dict.fromkeys(pages, runs[0].generation))
@@ -130,6 +136,7 @@ class LedgerMachine(RuleBasedStateMachine):
         extents = stock.begin_create(self.ledger.shelf(session_id), page_count)
         assert sum(extent.page_count for extent in extents) == min(page_count, unbacked)
         for extent in extents:
+            self.used.difference_update(extent.page_ids)
             for page_id in extent.page_ids:
                 self.data_of.pop(page_id, None)
                 if not clean and not fails:
@@ -228,6 +235,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert sum(session.leased_pages for session in snapshot.sessions) == leased
             assert sum(tenant.leased_pages for tenant in snapshot.tenants) == leased
             assert leased <= snapshot.peak_leased_pages
+            assert snapshot.recycled_pages_total == self.recycled
             assert {s.session_id: s.leased_pages for s in snapshot.sessions} == {
                 session_id: len(pages) for session_id, pages in self.held.items()
             }
@@ -242,6 +250,41 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
+
+
+@pytest.mark.parametrize("scrub", Scrub)
+@pytest.mark.parametrize("shares_zone", [True, False])
+def test_a_page_is_recycled_when_it_is_lent_again_without_being_made_anew(scrub: Scrub, shares_zone: bool) -> None:
+    ledger, numbers = make_ledger(shares_zone=shares_zone, scrub=scrub), count()
+    stock = ledger.stock
+    for session_id, tenant in (("s", "a"), ("t", "b")):
+        ledger.open_session(session_id, tenant, UID)
+
+    def lend_and_take_back(session_id: str, page_count: int) -> int:
+        """How many of them were recycled."""
+        before = ledger.snapshot().recycled_pages_total
+        runs = ledger.lease(session_id, f"r{next(numbers)}", page_count, page_count)
+        ledger.give_back(session_id, runs)
+        return ledger.snapshot().recycled_pages_total - before
+
+    def zero(session_id: str) -> None:
+        for extent in stock.begin_scrub(ledger.shelf(session_id), 8, others=True):
+            stock.finish_scrub(extent)
+
+    stock_up(ledger, "s", 8)
+    assert lend_and_take_back("s", 4) == 0
+    zero("s")
+    assert lend_and_take_back("s", 8) == 4
+    if shares_zone:
+        zero("t")
+        assert lend_and_take_back("t", 8) == 8
+    zero("s")
+    [*idle] = stock.begin_destroy_idle(8, among=ledger.shelves())
+    assert sum(extent.page_count for extent in idle) == 8
+    for extent in idle:
+        stock.finish_destroy(extent, retire=False)
+    stock_up(ledger, "s", 8)
+    assert lend_and_take_back("s", 8) == 0, "these are other pages, by the same ids"
 
 
 def test_a_tenant_belongs_to_the_user_that_first_named_it() -> None:

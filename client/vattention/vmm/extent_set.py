@@ -62,3 +62,13 @@ class ExtentSet:
         self._firsts[at : at + 1] = [run[0] for run in left + right]
         self._ends[at : at + 1] = [run[1] for run in left + right]
         self.page_count -= extent.page_count
+
+    def discard(self, extent: Extent) -> int:
+        """Take out those of these pages that are in the set. Returns how many those were."""
+        before = self.page_count
+        at = bisect_right(self._ends, extent.first)
+        while at < len(self._firsts) and self._firsts[at] < extent.end:
+            first, end = max(self._firsts[at], extent.first), min(self._ends[at], extent.end)
+            self.remove(Extent(first, end - first))
+            at = bisect_right(self._ends, extent.first)
+        return before - self.page_count

@@ -34,3 +34,15 @@ def test_it_holds_the_pages_that_a_set_would(steps: list[tuple[bool, Extent]]) -
         runs = list(zip(tested._firsts, tested._ends, strict=True))
         assert [page for first, end in runs for page in range(first, end)] == sorted(oracle)
         assert all(before[1] < after[0] for before, after in pairwise(runs))
+
+
+@given(st.lists(extents, max_size=12), extents)
+def test_what_is_discarded_is_out_of_it_whether_all_of_it_was_there_or_not(there: list[Extent], extent: Extent) -> None:
+    tested, oracle = ExtentSet(), set[int]()
+    for one in there:
+        for gap in list(tested.gaps(one)):
+            tested.add(gap)
+        oracle |= set(one.page_ids)
+    assert tested.discard(extent) == len(oracle & set(extent.page_ids))
+    assert not tested.overlaps(extent)
+    assert tested.page_count == len(oracle - set(extent.page_ids))
