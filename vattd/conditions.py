@@ -31,8 +31,8 @@ class Conditions:
 
     def _look_at_promises(self, now_s: float) -> None:
         pool, broken = self._pool, set()
-        for tenant in pool.ledger.promised():
-            view = pool.pressure.promise_of(tenant, now_s)
+        promised = list(pool.ledger.promised())
+        for tenant, view in zip(promised, pool.pressure.promises_of(promised, now_s), strict=True):
             if view.state is not PromiseState.BROKEN:
                 continue
             broken.add(tenant.name)

@@ -95,6 +95,10 @@ class Ledger:
     def tenant(self, name: str) -> Tenant | None:
         return self._tenants.get(name)
 
+    def tenants(self) -> Iterable[Tenant]:
+        """In the order of a snapshot's."""
+        return self._tenants
+
     def open_session(self, session_id: str, tenant: str, uid: int, gids: Iterable[int] = ()) -> None:
         """Raises TenantDenied if the user may not use the tenant, InvalidRequest if there are too many tenants."""
         if session_id in self._sessions:

@@ -6,7 +6,7 @@ Pure: it reads the ledger and the policy, and keeps the asks.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -168,22 +168,38 @@ class Pressure:
 
     def promise_of(self, tenant: Party, now_s: float) -> PromiseView:
         """How far the tenant's min is kept now."""
-        policy, guarantee = self._policy, tenant.guarantee
-        unused = max(0, guarantee.min_pages - policy.pages_of(tenant))
-        free_pages = policy.free_pages
-        lent = max(0, unused - max(0, free_pages)) if guarantee.mode is MinMode.SOFT else 0
-        aside_pages = policy.set_aside(tenant, now_s)
-        gap = policy.hard_gap if guarantee.mode is MinMode.HARD else policy.promise_gap
-        missing = min(aside_pages, gap(now_s)) if aside_pages else 0
-        if not missing:
-            return PromiseView(PromiseState.HELD, lent_pages=lent)
+        [view] = self.promises_of([tenant], now_s)
+        return view
+
+    def promises_of(self, tenants: Sequence[Party], now_s: float) -> list[PromiseView]:
+        """How far each one's min is kept. What is missing takes a look at every tenant: one for all, not one each."""
+        policy = self._policy
+        free_pages = max(0, policy.free_pages)
+        lent_pages = [self._lent_pages(tenant, free_pages) for tenant in tenants]
+        aside_pages = [policy.set_aside(tenant, now_s) for tenant in tenants]
+        if not any(aside_pages):
+            return [PromiseView(PromiseState.HELD, lent_pages=lent) for lent in lent_pages]
+        gaps = {MinMode.HARD: policy.hard_gap(now_s), MinMode.SOFT: policy.promise_gap(now_s)}
         deadline_s, late = self.reclaims.promise_state(now_s)
-        if deadline_s is not None:
-            return PromiseView(PromiseState.PENDING, missing, lent, deadline_s)
         if not late and self._ledger.capacity_pages < self._ledger.max_pages:
             late = ["device"]
-        state = PromiseState.BROKEN if late else PromiseState.PENDING
-        return PromiseView(state, missing, lent, broken_by=tuple(late))
+        views = []
+        for tenant, lent, aside in zip(tenants, lent_pages, aside_pages, strict=True):
+            missing = min(aside, gaps[tenant.guarantee.mode])
+            if not missing:
+                views.append(PromiseView(PromiseState.HELD, lent_pages=lent))
+            elif deadline_s is not None:
+                views.append(PromiseView(PromiseState.PENDING, missing, lent, deadline_s))
+            else:
+                state = PromiseState.BROKEN if late else PromiseState.PENDING
+                views.append(PromiseView(state, missing, lent, broken_by=tuple(late)))
+        return views
+
+    def _lent_pages(self, tenant: Party, free_pages: int) -> int:
+        """Of its soft min, what it does not use and others have."""
+        if tenant.guarantee.mode is not MinMode.SOFT:
+            return 0
+        return max(0, tenant.guarantee.min_pages - self._policy.pages_of(tenant) - free_pages)
 
     def next_change_s(self, now_s: float) -> float | None:
         times_s = [killed_s + DYING_S for killed_s in self._killed.values()]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vatt.usage import Usage
+from vatt.usage import Usage, total_of
 
 USAGES = st.builds(Usage, *[st.integers(0, 1 << 50)] * len(fields(Usage)))
 
@@ -20,6 +20,11 @@ def test_usages_add_up_figure_by_figure_in_any_order(one: Usage, two: Usage, thr
     assert (one + two) + three == one + (two + three)
     assert one + Usage() == one
     assert astuple(one + two) == tuple(map(sum, zip(astuple(one), astuple(two), strict=True)))
+
+
+@given(st.lists(USAGES, max_size=5))
+def test_many_add_up_in_one_go_to_what_they_do_one_by_one(usages: list[Usage]) -> None:
+    assert total_of(usages) == sum(usages, Usage())
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Usage)])

@@ -113,6 +113,20 @@ def short_bench(*, kill_after_s: float | None = None, mode: MinMode = MinMode.SO
     return bench
 
 
+@pytest.mark.parametrize("mode", MinMode)
+@pytest.mark.parametrize("later_s", [0.0, 2.0])
+def test_of_several_tenants_together_the_same_is_said_as_of_each(mode: MinMode, later_s: float) -> None:
+    bench = short_bench(mode=mode)
+    bench.attach("d")
+    bench.reserve("b", Guarantee(min_pages=2, mode=MinMode.HARD))
+    bench.review(NOW_S)
+    tenants, now_s = list(bench.ledger.tenants()), NOW_S + later_s
+    views = bench.pressure.promises_of(tenants, now_s)
+    assert views == [bench.pressure.promise_of(tenant, now_s) for tenant in tenants]
+    assert views[0].state is (PromiseState.BROKEN if later_s else PromiseState.PENDING)
+    assert {view.state for view in views[1:]} == {PromiseState.HELD}
+
+
 def test_those_above_their_own_min_are_asked_for_what_a_promise_lacks() -> None:
     bench = short_bench()
     assert bench.asked(NOW_S) == {"b": 8}
