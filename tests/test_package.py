@@ -42,6 +42,7 @@ PURE = [
     "vattd/rates.py",
     "vattd/scrub.py",
     "vattd/snapshot.py",
+    "vattd/driver_calls.py",
     "vattd/tallies.py",
     "vattd/happenings.py",
     "vattd/page_map.py",

@@ -7,8 +7,11 @@ import enum
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from vattd.driver_calls import DriverCalls
 
 T = TypeVar("T")
 
@@ -26,9 +29,13 @@ class Urgency(enum.IntEnum):
 
 
 class DriverThread:
-    """Runs calls one at a time: by urgency, and in order of arrival within it, but nobody waits for ever."""
+    """Runs calls one at a time: by urgency, and in order of arrival within it, but nobody waits for ever.
+
+    `calls` counts them under their functions' names. It is the event loop's, as all that is counted.
+    """
 
     def __init__(self) -> None:
+        self.calls = DriverCalls()
         self._calls: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._stopping = False
@@ -40,10 +47,11 @@ class DriverThread:
 
         The call is made even if the caller is cancelled; who needs its result all the same shields this.
         """
-        loop = asyncio.get_running_loop()
+        loop, name = asyncio.get_running_loop(), call.__name__.lstrip("_")
         future: asyncio.Future[T] = loop.create_future()
 
-        def settle(result: T | None, error: BaseException | None) -> None:
+        def settle(result: T | None, error: BaseException | None, took_s: float) -> None:
+            self.calls.note(name, took_s, error)
             if future.cancelled():
                 return
             if error is None:
@@ -52,12 +60,13 @@ class DriverThread:
                 future.set_exception(error)
 
         def work() -> None:
+            began_s = time.perf_counter()
             try:
                 result = call(*args)
             except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
-                loop.call_soon_threadsafe(settle, None, error)
+                loop.call_soon_threadsafe(settle, None, error, time.perf_counter() - began_s)
             else:
-                loop.call_soon_threadsafe(settle, result, None)
+                loop.call_soon_threadsafe(settle, result, None, time.perf_counter() - began_s)
 
         order = next(self._order)
         self._calls.put((order + urgency * GOES_AHEAD_OF, order, work))

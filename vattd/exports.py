@@ -32,7 +32,7 @@ class Exports:
         takes. Raises PageNotHeld, DriverError, SystemLimit."""
         turn = self._turns.setdefault(user, asyncio.Semaphore(PULLS_AT_ONCE))
         await turn.acquire()
-        exporting = asyncio.ensure_future(self._export(session_id, runs))
+        exporting = asyncio.ensure_future(self._export_held(session_id, runs))
         exporting.add_done_callback(lambda _: turn.release())
         with ExitStack() as undo:
             # Whatever becomes of the caller, the driver makes the descriptors, and somebody has to close them.
@@ -43,17 +43,17 @@ class Exports:
             undo.pop_all()
         return fds
 
-    async def _export(self, session_id: str, runs: Sequence[PageRun]) -> list[int]:
+    async def _export_held(self, session_id: str, runs: Sequence[PageRun]) -> list[int]:
         self._check_held(session_id, runs)
         page_ids = [page_id for run in runs for page_id in run.extent.page_ids]
-        return await self._call(Urgency.EXPORT, self._export_all, page_ids)
+        return await self._call(Urgency.EXPORT, self._export, page_ids)
 
     def _check_held(self, session_id: str, runs: Iterable[PageRun]) -> None:
         for run in runs:
             if not self._ledger.holds(session_id, run):
                 raise PageNotHeld(f"this session does not lease {run.extent} under generation {run.generation}")
 
-    def _export_all(self, page_ids: Iterable[int]) -> list[int]:
+    def _export(self, page_ids: Iterable[int]) -> list[int]:
         with ExitStack() as undo:
             fds = []
             for page_id in page_ids:
