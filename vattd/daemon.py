@@ -40,6 +40,7 @@ from vattd.rates import OF_USER, Rates
 from vattd.ready import ReadyPipe
 from vattd.recovery import Recovery, survivors_of
 from vattd.reservation import Reservation
+from vattd.rpc_calls import RpcCalls
 from vattd.scrub import Scrub
 from vattd.service import EngineService
 from vattd.sessions import Sessions
@@ -130,7 +131,7 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
             sessions.restore(survivor)
         pool.happenings.note(Kind.VATTD_STARTED, message=f"vattd {__version__}, pid {os.getpid()}")
         stack.push_async_callback(_cancel, loop.create_task(keep_door(sockets.engine)))
-        await serve_sockets(stack, sockets, HandleServer(sessions, users), engine, admin)
+        await serve_sockets(stack, sockets, HandleServer(sessions, users), engine, admin, RpcCalls())
         reader = StatusReader(status, pool, maps)
         pages = pages_of(StatusFeed(loop, status, reader.read))
         metrics = _serve_metrics(stack, config, PoolCollector(loop, pool, driver.device, recovery), pages)

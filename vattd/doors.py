@@ -20,6 +20,7 @@ from vattd.admin import AdminService
 from vattd.doorkeeper import refuse_descriptors_at
 from vattd.handle_server import HandleServer
 from vattd.methods import methods_of
+from vattd.rpc_calls import CountCalls, RpcCalls
 from vattd.service import EngineService
 
 log = logging.getLogger(__name__)
@@ -43,15 +44,18 @@ async def serve_sockets(
     handles: HandleServer,
     engine: EngineService,
     admin: AdminService,
+    calls: RpcCalls,
 ) -> None:
-    """All three doors. Any user may knock at the engines' two, since the handle socket sees who it is."""
+    """All three doors. Any user may knock at the engines' two, since the handle socket sees who it is. gRPC calls are
+    counted in `calls`."""
+    interceptors = [CountCalls(calls)]
     with _umask(0o111):
         handles.listen(sockets.handles)
         stack.callback(handles.close)
-        server = grpc.aio.server(options=GRPC_OPTIONS)
+        server = grpc.aio.server(interceptors=interceptors, options=GRPC_OPTIONS)
         await _serve_grpc(stack, server, sockets.engine, "EngineService", engine)
     with _umask(0o177):
-        server = grpc.aio.server(options=GRPC_OPTIONS)
+        server = grpc.aio.server(interceptors=interceptors, options=GRPC_OPTIONS)
         await _serve_grpc(stack, server, sockets.admin, "AdminService", admin)
 
 
