@@ -90,10 +90,11 @@ chaos: $(STAMP) ## engines and vattd killed 1,000 and 100 times, 100,000 hostile
 		--kills $(CHAOS_KILLS) --vattd-kills $(CHAOS_VATTD_KILLS) --hostile-inputs $(CHAOS_INPUTS) \
 		--flat-minutes $(CHAOS_FLAT_MINUTES)
 
-bench: $(STAMP) ## what the daemon and a step of the library cost on this machine
+bench: $(STAMP) ## what the daemon, a step of the library and a scrape of the metrics cost on this machine
 	@$(BIN)/python -m benchmarks.daemon
 	@$(BIN)/python -m benchmarks.leasing --seconds $(BENCH_SECONDS)
 	@$(BIN)/python -m benchmarks.steps
+	@$(BIN)/python -m benchmarks.scrape
 
 decode: $(STAMP) ## a decode loop on the simulated driver: how long steps wait for mapping, in three ways
 	@$(BIN)/python -m benchmarks.decode_loop --seconds $(DECODE_SECONDS)

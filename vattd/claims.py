@@ -33,6 +33,7 @@ class Claims:
     def __init__(self) -> None:
         self._holders: dict[int, str | None] = {}
         self._disputes: dict[int, set[str]] = {}
+        self.disputed_total = 0  # pages that ever were in dispute
 
     def sort_out(self, session_id: str, generation_of: Mapping[int, int], *, final: bool) -> Sorted:
         """What is claimed by two sessions is neither's; with `final` it stays with who came first."""
@@ -46,6 +47,7 @@ class Claims:
                 self._disputes[page_id].add(session_id)
             elif holder is not None and not final:
                 self._disputes[page_id] = {holder, session_id}
+                self.disputed_total += 1
                 lost[holder].append(page_id)
         return Sorted(own, refused, lost)
 

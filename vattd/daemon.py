@@ -30,7 +30,8 @@ from vattd.journal import Journal, JournalFacts
 from vattd.ledger import Ledger
 from vattd.limits import limits_of, page_size_bytes_of, with_room_for
 from vattd.messages import device_message
-from vattd.metrics import PoolCollector
+from vattd.metrics import Metrics
+from vattd.metrics_reading import Readings
 from vattd.metrics_server import MetricsServer
 from vattd.page_maps import PageMaps
 from vattd.page_notes import JournalNotes
@@ -131,10 +132,12 @@ async def serve(config: Config, ready: ReadyPipe) -> int:
             sessions.restore(survivor)
         pool.happenings.note(Kind.VATTD_STARTED, message=f"vattd {__version__}, pid {os.getpid()}")
         stack.push_async_callback(_cancel, loop.create_task(keep_door(sockets.engine)))
-        await serve_sockets(stack, sockets, HandleServer(sessions, users), engine, admin, RpcCalls())
+        rpc_calls = RpcCalls()
+        await serve_sockets(stack, sockets, HandleServer(sessions, users), engine, admin, rpc_calls)
+        readings = Readings(driver.device, pool, sessions, recovery, thread.calls, rpc_calls)
         reader = StatusReader(status, pool, maps)
         pages = pages_of(StatusFeed(loop, status, reader.read))
-        metrics = _serve_metrics(stack, config, PoolCollector(loop, pool, driver.device, recovery), pages)
+        metrics = _serve_metrics(stack, config, Metrics(loop, readings), pages)
         if config.metrics_address is not None:
             stack.push_async_callback(_cancel, loop.create_task(reader.keep_sampling()))
 
@@ -265,12 +268,12 @@ async def _look(conditions: Conditions) -> None:
         await asyncio.sleep(LOOK_AT_CONDITIONS_S)
 
 
-def _serve_metrics(stack: AsyncExitStack, config: Config, collector: PoolCollector, pages: Pages) -> str:
+def _serve_metrics(stack: AsyncExitStack, config: Config, metrics: Metrics, pages: Pages) -> str:
     """Where it serves, or "off"."""
     if config.metrics_address is None:
         return "off"
     try:
-        server = MetricsServer(config.metrics_address, config.metrics_access, collector, pages)
+        server = MetricsServer(config.metrics_address, config.metrics_access, metrics.text, pages)
     except InvalidRequest as error:
         if not config.replace:
             raise

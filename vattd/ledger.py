@@ -254,6 +254,11 @@ class Ledger:
         """That two sessions claim."""
         return self._claims.disputed_pages
 
+    @property
+    def disputed_total(self) -> int:
+        """That ever were claimed by two."""
+        return self._claims.disputed_total
+
     # As policy sees it
 
     @property

@@ -6,17 +6,16 @@ import logging
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.registry import Collector
-
 from vatt.errors import InvalidRequest
 from vattd.config import Address
 from vattd.metrics_access import MetricsAccess
+from vattd.metrics_text import TextApp
 from vattd.site import Pages, showing, site, with_safe_headers
 
 log = logging.getLogger(__name__)
@@ -34,15 +33,13 @@ class MetricsServer:
         self,
         address: Address,
         access: MetricsAccess,
-        collector: Collector,
+        text: Callable[[], str],
         pages: Pages | None = None,
     ) -> None:
         """Raises InvalidRequest."""
-        registry = CollectorRegistry()
-        registry.register(collector)
         tls = access.tls_context()
         apps = {path: showing(read) for path, read in (pages or {}).items()}
-        app = with_safe_headers(access.guard(site({**apps, "/metrics": make_wsgi_app(registry)})))
+        app = with_safe_headers(access.guard(site({**apps, "/metrics": TextApp(text)})))
         try:
             self._server = _Server(address, tls)
         except OSError as error:

@@ -76,3 +76,6 @@ class PurposeTally:
     def grant(self, page_count: int, took_s: float) -> None:
         self.granted_pages += page_count
         self.duration.note(took_s)
+
+    def copy(self) -> PurposeTally:
+        return PurposeTally(self.granted_pages, self.duration.copy())

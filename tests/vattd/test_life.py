@@ -156,11 +156,11 @@ def test_metrics_show_what_is_leased_and_what_it_is_used_for() -> None:
             )
             with urllib.request.urlopen(vattd.ready["metrics"], timeout=10) as answer:
                 lines = answer.read().decode().splitlines()
-            assert 'vattd_tenant_leased_bytes{tenant="chat"} 196608.0' in lines
-            assert 'vattd_tenant_mapped_bytes{tenant="chat"} 131072.0' in lines
-            assert 'vattd_tenant_token_bytes{tenant="chat"} 5.0' in lines
+            assert 'vattd_tenant_leased_bytes{tenant="chat"} 196608' in lines
+            assert 'vattd_tenant_mapped_bytes{tenant="chat"} 131072' in lines
+            assert 'vattd_tenant_token_bytes{tenant="chat"} 5' in lines
             for baseline, size_bytes in (("static_reservation", 640), ("paged16", 160), ("paged256", 256)):
-                line = f'vattd_tenant_baseline_bytes{{baseline="{baseline}",tenant="chat"}} {size_bytes}.0'
+                line = f'vattd_tenant_baseline_bytes{{tenant="chat",baseline="{baseline}"}} {size_bytes}'
                 assert line in lines
                 assert any(baseline in line for line in lines if line.startswith("# HELP vattd_tenant_baseline_bytes"))
             states = [line for line in lines if line.startswith("vattd_pool_pages{")]

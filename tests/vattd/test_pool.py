@@ -6,7 +6,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +30,6 @@ from vattd.engines import NoEngines
 from vattd.guarantee import Access, Guarantee
 from vattd.ledger import Ledger
 from vattd.lending import MAX_WAITING_OF_SESSION
-from vattd.metrics import PoolCollector
 from vattd.page_notes import NoNotes, PageNotes
 from vattd.page_run import PageRun
 from vattd.pool import Pool
@@ -271,28 +269,6 @@ def test_with_a_lost_device_nothing_is_left_as_worked_on_and_nothing_is_recycled
         with pytest.raises(DeviceLost):
             await bench.pool.shrink()
         assert len(driver.calls) == calls
-
-    at_work(driver, story)
-
-
-def test_a_lost_device_is_seen_in_the_metrics() -> None:
-    driver = FakeDriver()
-    driver.fail = fail_on("create", DeviceLost("an uncorrectable error"))
-
-    async def story(bench: Bench) -> None:
-        recovery: Any = SimpleNamespace(awaits=bool, awaited_count=0, recovered_total=0, lost_total=0)
-        collector = PoolCollector(asyncio.get_running_loop(), bench.pool, driver.device, recovery)
-
-        async def lost() -> float:
-            metrics = await asyncio.to_thread(collector.collect)
-            (value,) = (m.samples[0].value for m in metrics if m.name == "vattd_device_lost")
-            return float(value)
-
-        bench.pool.open_session("s", "a", 0)
-        assert await lost() == 0
-        with pytest.raises(DeviceLost):
-            await bench.lease("s", 1)
-        assert await lost() == 1
 
     at_work(driver, story)
 
