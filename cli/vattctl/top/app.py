@@ -44,7 +44,8 @@ class Help(ModalScreen[None]):
 
     def on_key(self, event: events.Key) -> None:
         event.stop()
-        self.dismiss()
+        if self.is_active:  # of two keys at once the second comes when it is gone already
+            self.dismiss()
 
 
 class Top(App[None]):
@@ -102,6 +103,7 @@ class Top(App[None]):
     def on_mount(self) -> None:
         if self.console.color_system in (None, "standard"):  # too few colours to tell tenants apart
             self.view = replace(self.view, letters=True)
+        self.app_resume_signal.subscribe(self, lambda _: self.canvas.refresh())  # the shell has cleared all of it
         self.run_worker(self._watch())
 
     def on_unmount(self) -> None:

@@ -46,7 +46,7 @@ def top(interval_s: float, once: bool, device: str | None, socket_dir: Path | No
     """
     if output == "json" and not once:
         raise click.UsageError("-o json is for one frame: add --once")
-    if not once and (os.environ.get("TERM", "") in NO_TERMINALS or not (sys.stdin.isatty() and sys.stdout.isatty())):
+    if not once and not _is_on_a_terminal():
         raise click.UsageError("this is no terminal that top can draw on: `vattctl top --once` prints one frame")
     answers = ask_all(device, socket_dir, "top")
     answers.check()
@@ -60,3 +60,9 @@ def top(interval_s: float, once: bool, device: str | None, socket_dir: Path | No
     from vattctl.top.app import Top  # textual takes a while to import
 
     Top(lambda: find_all(device, socket_dir), found, interval_s, letters="NO_COLOR" in os.environ).run(mouse=False)
+
+
+def _is_on_a_terminal() -> bool:
+    """textual reads keys from stdin and draws on stderr; who has stdout piped wants text."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return os.environ.get("TERM", "") not in NO_TERMINALS and all(one is not None and one.isatty() for one in streams)

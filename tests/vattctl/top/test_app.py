@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.events import Key
 from textual.pilot import Pilot
 
 from tests.daemon import Vattd
@@ -122,6 +123,11 @@ def test_help_is_there_until_a_key_and_the_letter_l_draws_colours() -> None:
         assert len(top.screen_stack) == 2
         await pilot.press("q")
         assert len(top.screen_stack) == 1, "q ended the help, not top"
+        await pilot.press("question_mark")
+        for _ in range(3):  # typed faster than it is read
+            top.screen.post_message(Key("x", "x"))
+        await pilot.pause()
+        assert len(top.screen_stack) == 1
         assert "AAAAAAAA" in top.canvas.text
         await pilot.press("l")
         assert "AAAAAAAA" not in top.canvas.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -91,6 +92,21 @@ def test_ctrl_c_ends_it_too(shared: Vattd) -> None:
     with on_a_terminal(shared, "top", *QUICK) as terminal:
         terminal.read_until("batch")
         terminal.type("\x03")
+        terminal.read_until("\x1b[?1049l")
+        assert terminal.wait() == 0
+
+
+def test_after_ctrl_z_and_fg_all_of_it_is_drawn_again(shared: Vattd) -> None:
+    with on_a_terminal(shared, "top", "--interval", "1h") as terminal:
+        terminal.read_until("batch")
+        terminal.type("\x1a")
+        terminal.read_until("\x1b[?1049l")
+        terminal.seen = ""
+        os.waitpid(terminal.process.pid, os.WUNTRACED)
+        terminal.process.send_signal(signal.SIGCONT)
+        terminal.read_until("batch")
+        terminal.read_until("quit")
+        terminal.type("q")
         terminal.read_until("\x1b[?1049l")
         assert terminal.wait() == 0
 

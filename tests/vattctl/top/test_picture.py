@@ -22,3 +22,4 @@ def test_a_picture_shows_a_real_vattd_in_its_tenants_colours(tmp_path: Path) -> 
     assert engine.key.session_id in svg
     assert mark(0).style == "color(33)"
     assert "#0087ff" in svg, "which is colour 33"
+    assert "@font-face" not in svg, "nothing is fetched"
