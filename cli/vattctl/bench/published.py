@@ -18,7 +18,7 @@ class Source:
     call_us: Mapping[str, float]
 
 
-# Released after it was unmapped and with no other handle: what `destroy` does here.
+# By a transcription of that table, not from the paper itself. Its cuMemRelease is taken to be of the last handle.
 VATTENTION = Source(
     name="vAttention",
     reference="arXiv 2405.04437v3, table 3",
