@@ -185,13 +185,15 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
     @rpc
     async def LeasePages(self, request: pb.LeasePagesRequest, context: Context) -> pb.LeasePagesResponse:  # noqa: N802
         session = await self._session_of(request.key)
+        wish = None
         try:
             wish = _parse_wish(session.session_id, request, asyncio.get_running_loop().time())
             session.check_may_lease(is_repeat=self.pool.ledger.remembers(session.session_id, wish.request_id))
             with self._leasing.one_more(session.peer.uid):
                 runs = await self.pool.lease(wish)
         except VattError as error:
-            self.pool.note_refused(session.session_id, request.page_count, error)
+            # What is no wish asks for no pages: its number may be any, and their bytes more than a message can say.
+            self.pool.note_refused(session.session_id, 0 if wish is None else wish.page_count, error)
             raise
         return pb.LeasePagesResponse(runs=[self._leased(run) for run in runs])
 

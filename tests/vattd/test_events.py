@@ -64,6 +64,18 @@ def test_a_sessions_life_is_told_in_order(vattd: Vattd, admin: Operator) -> None
         assert "lease_refused" in [event.kind for event in large]
 
 
+@pytest.mark.parametrize("page_count", [2**62, -(2**62), 0])
+def test_a_number_that_no_lease_has_is_refused_and_told_without_it(
+    vattd: Vattd, admin: Operator, page_count: int
+) -> None:
+    with RawEngine(vattd.sockets) as engine:
+        with pytest.raises(grpc.RpcError) as error:
+            engine.lease(page_count)
+        assert reason_of(error.value) == "INVALID_REQUEST"
+        [refusal] = [event for event in events(admin) if event.kind == "lease_refused"]
+        assert (refusal.reason, refusal.bytes) == ("INVALID_REQUEST", 0)
+
+
 def test_a_follower_hears_what_comes_and_its_stream_ends_with_vattd(vattd: Vattd, admin: Operator) -> None:
     stream = admin.admin.WatchEvents(pb.WatchEventsRequest(follow=True), timeout=ANSWER_WITHIN_S)
     assert next(stream).kind == "vattd_started"
