@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from vattd.site import Unanswered, say
 from vattd.tallies import BOUNDS_S, Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -94,7 +95,7 @@ def _escaped(value: str) -> str:
 
 
 class TextApp:
-    """A WSGI application: `text()` to GET, whatever the path."""
+    """A WSGI application: `text()` to GET, whatever the path; 503 with the words of the Unanswered that it raises."""
 
     def __init__(self, text: Callable[[], str]) -> None:
         self._text = text
@@ -103,7 +104,10 @@ class TextApp:
         if environ["REQUEST_METHOD"] != "GET":
             start_response("405 Method Not Allowed", [("Allow", "GET"), ("Content-Type", "text/plain")])
             return [b"only GET\n"]
-        body, headers = self._text().encode(), [("Content-Type", CONTENT_TYPE)]
+        try:
+            body, headers = self._text().encode(), [("Content-Type", CONTENT_TYPE)]
+        except Unanswered as error:
+            return say("503 Service Unavailable", str(error), start_response)
         if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
             body = gzip.compress(body, compresslevel=1)  # a tenth of the size; more would take longer than all the rest
             headers.append(("Content-Encoding", "gzip"))

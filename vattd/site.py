@@ -58,7 +58,7 @@ def showing(read: Callable[[], Content]) -> WsgiApp:
         try:
             content = read()
         except Unanswered as error:
-            return _say("503 Service Unavailable", str(error), start_response)
+            return say("503 Service Unavailable", str(error), start_response)
         headers, body = list(content.headers), content.body
         if gzip_accepted(environ.get("HTTP_ACCEPT_ENCODING", "")):
             headers.append(("Content-Encoding", "gzip"))
@@ -77,11 +77,11 @@ def site(apps: Mapping[str, WsgiApp]) -> WsgiApp:
         method, inner = environ["REQUEST_METHOD"], apps.get(environ.get("PATH_INFO", ""))
         if method not in _METHODS:
             words = f"{method[:20]} changes nothing here: use {', '.join(_METHODS)}"
-            return _say("405 Method Not Allowed", words, start_response, ("Allow", ", ".join(_METHODS)))
+            return say("405 Method Not Allowed", words, start_response, ("Allow", ", ".join(_METHODS)))
         if inner is None:
-            return _say("404 Not Found", known, start_response)
+            return say("404 Not Found", known, start_response)
         if method == "OPTIONS":
-            return _say("200 OK", "", start_response, ("Allow", ", ".join(_METHODS)))
+            return say("200 OK", "", start_response, ("Allow", ", ".join(_METHODS)))
         if method == "GET":
             return inner(environ, start_response)
         return _head(inner, environ, start_response)
@@ -111,6 +111,7 @@ def with_safe_headers(app: WsgiApp) -> WsgiApp:
     return outer
 
 
-def _say(status: str, words: str, start_response: StartResponse, *more: tuple[str, str]) -> Iterable[bytes]:
+def say(status: str, words: str, start_response: StartResponse, *more: tuple[str, str]) -> Iterable[bytes]:
+    """A line for people."""
     start_response(status, [("Content-Type", PLAIN), ("Cache-Control", "no-store"), *more])
     return [f"{words}\n".encode()] if words else [b""]

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError
-from concurrent.futures import TimeoutError as NotInTime  # not the built-in one before Python 3.11
-from typing import Any, TypeVar
 
+from vattd.loop_call import Call, ask
 from vattd.site import PLAIN, Content, Unanswered
 from vattd.status import DaemonState, Status
 from vattd.status_json import Reading, render
 
 # However many look, the event loop reads for them once in so long.
 FRESH_FOR_S = 1.0
-ANSWER_WITHIN_S = 5.0
-
-T = TypeVar("T")
-Call = Callable[[], Coroutine[Any, Any, T]]
-
-log = logging.getLogger(__name__)
 
 
 class StatusFeed:
@@ -51,32 +41,16 @@ class StatusFeed:
 
     def health(self) -> Content:
         """Raises Unanswered, with the reason, unless vattd serves."""
-        state = self._ask(self._state)
+        state = ask(self._loop, self._state)
         if state is not DaemonState.SERVING:
             raise Unanswered(state.value)
         return Content.of(b"serving\n", PLAIN)
 
     def _new(self) -> Content | Unanswered:
         try:
-            return Content.of(render(self._ask(self._read)), "application/json")
+            return Content.of(render(ask(self._loop, self._read)), "application/json")
         except Unanswered as error:
             return error
 
     async def _state(self) -> DaemonState:
         return self._status.state
-
-    def _ask(self, what: Call[T]) -> T:
-        """On the event loop. Raises Unanswered."""
-        if self._loop.is_closed():
-            raise Unanswered("vattd is ending")
-        answer = asyncio.run_coroutine_threadsafe(what(), self._loop)
-        try:
-            return answer.result(ANSWER_WITHIN_S)
-        except NotInTime:
-            answer.cancel()
-            raise Unanswered(f"vattd's event loop has not answered for {ANSWER_WITHIN_S:g} s") from None
-        except CancelledError:
-            raise Unanswered("vattd is ending") from None
-        except Exception as error:
-            log.exception("the status page's figures could not be read")
-            raise Unanswered("a bug of vattd's: its log says more") from error

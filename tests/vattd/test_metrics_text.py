@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from vattd.metrics_text import CONTENT_TYPE, Family, TextApp, counter, gauge, histogram, one, text_of
+from vattd.site import Unanswered
 from vattd.tallies import BOUNDS_S, Histogram
 
 NUMBERS = st.one_of(st.integers(-(1 << 53), 1 << 53), st.floats(allow_nan=False), st.booleans())
@@ -80,6 +81,14 @@ def test_the_text_is_packed_for_who_takes_it_so() -> None:
     assert headers["Content-Encoding"] == "gzip"
     assert len(body) < 1000
     assert gzip.decompress(body) == b"a_figure 7\n" * 1000
+
+
+def test_why_there_is_no_text_is_said() -> None:
+    def unanswered() -> str:
+        raise Unanswered("vattd is ending")
+
+    status, _, body = ask(TextApp(unanswered))
+    assert (status, body) == ("503 Service Unavailable", b"vattd is ending\n")
 
 
 def test_who_does_not_get_makes_no_reading() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.vattd.fake_driver import FakeDriver
 from vatt.errors import DriverError
-from vattd import status_feed, status_reader
+from vattd import loop_call, status_feed, status_reader
 from vattd.driver_thread import DriverThread
 from vattd.ledger import Ledger
 from vattd.page_maps import PageMaps
@@ -102,7 +102,7 @@ def test_what_is_no_longer_fresh_is_read_anew(world: World, monkeypatch: pytest.
 def test_a_loop_that_hangs_is_told_as_that_to_all_who_wait_and_forgotten_when_it_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status_feed, "ANSWER_WITHIN_S", 0.05)
+    monkeypatch.setattr(loop_call, "ANSWER_WITHIN_S", 0.05)
     monkeypatch.setattr(status_feed, "FRESH_FOR_S", 3600.0)
     go_on = threading.Event()
     world.loop.call_soon_threadsafe(go_on.wait)
@@ -113,7 +113,7 @@ def test_a_loop_that_hangs_is_told_as_that_to_all_who_wait_and_forgotten_when_it
     with pytest.raises(Unanswered, match="has not answered"):
         world.feed.health()
     go_on.set()
-    monkeypatch.setattr(status_feed, "ANSWER_WITHIN_S", 20.0)
+    monkeypatch.setattr(loop_call, "ANSWER_WITHIN_S", 20.0)
     assert world.feed.health().body == b"serving\n"
     later = StatusFeed(world.loop, world.status, world.reader.read)
     assert later.status_json().body.startswith(b"{")
