@@ -234,13 +234,15 @@ class Pool:
 
     def drain(self) -> None:
         """Begin nothing new: refuse ADMITs, those that wait too, and new sessions; ask for what is idle."""
+        if not self.draining:
+            self.happenings.note(Kind.DRAIN_BEGAN)
         self._lending.drain()
-        self.happenings.note(Kind.DRAIN_BEGAN)
         self._changed.set()
 
     def resume(self) -> None:
+        if self.draining:
+            self.happenings.note(Kind.DRAIN_ENDED)
         self._lending.resume()
-        self.happenings.note(Kind.DRAIN_ENDED)
         self._changed.set()
 
     def evict(self, session_id: str) -> None:
