@@ -14,6 +14,7 @@ from vatt.v1 import vatt_pb2 as pb
 from vattd import __version__
 from vattd.messages import device_message, memory_message, reclaim_counts_message, timestamp
 from vattd.pool import Pool
+from vattd.pressure import PromiseView
 from vattd.reclaim import Ask
 from vattd.recovery import Recovery
 from vattd.sessions import Sessions
@@ -67,6 +68,9 @@ class Status:
         snapshot, now_s = self._pool.ledger.snapshot(), asyncio.get_running_loop().time()
         views = {view.session_id: view for view in snapshot.sessions}
         asks = self._pool.pressure.reclaims.by_session()
+        promised = list(self._pool.ledger.promised())
+        views_of_promised = self._pool.pressure.promises_of(promised, now_s)
+        promises = {tenant.name: view for tenant, view in zip(promised, views_of_promised, strict=True)}
         return Instant(
             head=pb.GetStatusResponse(
                 daemon=self._daemon_message(),
@@ -74,7 +78,7 @@ class Status:
                 memory=memory_message(memory),
                 pool=self._pool_message(snapshot),
             ),
-            tenants=[self._tenant(view, now_s) for view in snapshot.tenants],
+            tenants=[self._tenant(view, promises.get(view.name), now_s) for view in snapshot.tenants],
             sessions=[
                 SessionInstant(
                     views[session.session_id],
@@ -136,7 +140,7 @@ class Status:
             context_bytes=self._pool.context_bytes,
         )
 
-    def _tenant(self, view: TenantView, now_s: float) -> TenantInstant:
+    def _tenant(self, view: TenantView, promise: PromiseView | None, now_s: float) -> TenantInstant:
         tenant, policy = self._pool.ledger.tenant(view.name), self._pool.policy
         if tenant is None:
             raise LedgerBug(f"tenant {view.name} is in the snapshot, and there is none")
@@ -148,7 +152,7 @@ class Status:
             longest_wait_s=policy.longest_wait_s(tenant, now_s),
             reservation=reservation,
             source="" if source is None else source.value,
-            promise=self._pool.pressure.promise_of(tenant, now_s) if view.guarantee.min_pages else None,
+            promise=promise,
         )
 
     def _wanted(self, asks: Sequence[Ask], now_s: float) -> Wanted:
