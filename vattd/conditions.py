@@ -43,7 +43,8 @@ class Conditions:
                     page_count=view.missing_pages,
                     message=f"by {', '.join(view.broken_by)}",
                 )
-        for name in sorted(self._broken - broken):
+        kept = (self._broken - broken) & {tenant.name for tenant in promised}  # not who is promised nothing any more
+        for name in sorted(kept):
             pool.happenings.note(Kind.PROMISE_KEPT, tenant=name)
         self._broken = broken
 

@@ -61,6 +61,24 @@ def test_a_promise_is_told_broken_and_kept_again() -> None:
     at_work(FakeDriver(), story)
 
 
+def test_a_broken_promise_that_is_taken_back_is_not_told_kept() -> None:
+    async def story(bench: Bench) -> None:
+        pool = bench.pool
+        conditions = Conditions(pool, no_recovery())
+        pool.configure("a", Guarantee(min_pages=8), Access(frozenset([0])))
+        pool.open_session("holder", "b", 0)
+        await bench.lease("holder", MAX_PAGES)
+        pool.open_session("s", "a", 0)
+        with suppress(PoolExhausted):
+            await bench.lease("s", 8)
+        await look_until(bench, conditions, Kind.PROMISE_BROKEN)
+        pool.unconfigure("a")
+        conditions.look(asyncio.get_running_loop().time())
+        assert told(bench) == [(Kind.PROMISE_BROKEN, "a", 8)]
+
+    at_work(FakeDriver(), story)
+
+
 def test_a_shortage_is_told_when_it_begins_and_when_it_ends() -> None:
     driver = FakeDriver()
     driver.fail = fail_on("create", OutOfMemory("the device is full"))
