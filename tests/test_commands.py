@@ -140,7 +140,7 @@ def test_without_a_vattd_the_exit_status_is_3_and_says_how_to_start_one(name: st
             command = [*name.split(), *ARGUMENTS.get(name, []), "--socket-dir", empty, *more]
             result = run_command(command)
             assert result.returncode == 3, result.stderr
-            assert "vattd start" in result.stderr
+            assert f"`vattd start --socket-dir {empty}`" in result.stderr
             assert "Traceback" not in result.stderr
             if result.stdout:  # of several that could have answered, none has
                 assert json.loads(result.stdout)["daemons"] == []

@@ -16,6 +16,7 @@ from pathlib import Path
 from vatt.errors import DaemonUnreachable, InvalidRequest
 
 SOCKET_DIR_VARIABLE = "VATTD_SOCKET_DIR"
+SYSTEM_SOCKET_DIR = Path("/run/vattd")
 # sun_path holds 108 bytes with its final NUL.
 MAX_PATH_BYTES = 107
 
@@ -116,7 +117,7 @@ def default_socket_dir(environ: Mapping[str, str]) -> Path:
     if chosen:
         return Path(chosen)
     if os.geteuid() == 0:
-        return Path("/run/vattd")
+        return SYSTEM_SOCKET_DIR
     runtime = environ.get("XDG_RUNTIME_DIR")
     if runtime:
         return Path(runtime) / "vattd"
@@ -126,9 +127,9 @@ def default_socket_dir(environ: Mapping[str, str]) -> Path:
 def search_dirs(environ: Mapping[str, str]) -> list[Path]:
     """Where a client looks, in order: in the chosen directory if one is chosen, else in the user's and the system's."""
     first = default_socket_dir(environ)
-    if environ.get(SOCKET_DIR_VARIABLE) or first == Path("/run/vattd"):
+    if environ.get(SOCKET_DIR_VARIABLE) or first == SYSTEM_SOCKET_DIR:
         return [first]
-    return [first, Path("/run/vattd")]
+    return [first, SYSTEM_SOCKET_DIR]
 
 
 def find_daemons(socket_dirs: Sequence[Path], device: str | None = None) -> list[Sockets]:
@@ -193,6 +194,8 @@ def no_daemon(socket_dirs: Sequence[Path], device: str | None) -> DaemonUnreacha
     what, start = "no vattd", "vattd start"
     if device is not None:
         what, start = f"no vattd for {device}", f"vattd start --gpu {device}"
+    if len(socket_dirs) == 1 and socket_dirs[0] != SYSTEM_SOCKET_DIR:  # somebody chose it: vattd must have it, too
+        start += f" --socket-dir {socket_dirs[0]}"
     return DaemonUnreachable(
         f"{what} in {places}: start one with `{start}`, or set {SOCKET_DIR_VARIABLE} to its socket directory"
     )

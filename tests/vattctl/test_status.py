@@ -289,7 +289,7 @@ def test_where_no_daemon_answers_it_says_what_to_type_and_exits_3(tmp_path: obje
     result = run_command(["vattctl", "status", "--socket-dir", str(tmp_path)])
     assert result.returncode == 3
     assert result.stdout == ""
-    assert "`vattd start`" in result.stderr
+    assert f"`vattd start --socket-dir {tmp_path}`" in result.stderr, "one that is started elsewhere would not be found"
 
 
 def test_a_daemon_that_died_is_unreachable_too() -> None:

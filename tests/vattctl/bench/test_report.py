@@ -196,7 +196,7 @@ def test_only_what_was_asked_for_is_measured() -> None:
         (["--markdown", "-o", "json"], 2, "leave one out"),
         (["--attach", "--page-size", "64KiB"], 2, "with --attach it is that of the vattd that runs"),
         (["--attach", "--tenant", "A B"], 2, "is not a tenant's name"),
-        (["--attach", "--socket-dir", "/nonexistent"], 3, "start one with `vattd start`"),
+        (["--attach", "--socket-dir", "/nonexistent"], 3, "start one with `vattd start --socket-dir /nonexistent`"),
         (["--plot", "/nonexistent/bench.png"], 1, "there is no folder /nonexistent"),
     ],
 )
