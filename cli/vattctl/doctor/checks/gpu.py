@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vatt.sizes import format_size
+from vattctl.doctor.checks.commands import start_anew
 from vattctl.doctor.facts import Answer, CudaGpu, Facts, GpuProcess, Is, NvmlGpu
 from vattctl.doctor.finding import Finding, broken, note, ok, warning
 from vattctl.words import some_of
@@ -180,8 +181,8 @@ def gpu_memory(facts: Facts, gpu: NvmlGpu) -> Finding:
     holders = some_of(_process_words(one) for one in gpu.processes)
     words = f"other programs hold {format_size(other_bytes)} of {format_size(gpu.total_bytes)}"
     spare_percent = max(1, (gpu.total_bytes - other_bytes) * 95 // gpu.total_bytes)
-    replace = " --replace" if served is not None else ""
-    start = f"vattd start{replace} --gpu {gpu.uuid} --pool-max {spare_percent}%"
+    size = f"--pool-max {spare_percent}%"
+    start = f"vattd start --gpu {gpu.uuid} {size}" if served is None else start_anew(facts, served, size)
     return warning("gpu-memory", f"{words}: {holders}" if holders else words, "nvidia-smi", start, subject=subject)
 
 

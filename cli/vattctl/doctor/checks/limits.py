@@ -26,7 +26,10 @@ def open_files(facts: Facts) -> Finding:
     soft, hard = facts.limits.nofile_soft, facts.limits.nofile_hard
     if hard < FEWEST_FILES or soft < FEWEST_FILES:
         words = f"{soft:,} descriptors a process (at most {hard:,}): an engine takes 253 at a time to map pages"
-        return broken("open-files", words, f"ulimit -n {ENOUGH_FILES}", f"LimitNOFILE={ENOUGH_FILES}   # systemd unit")
+        own = [f"ulimit -n {min(hard, ENOUGH_FILES)}"] if hard >= FEWEST_FILES else [_lifted(f"nofile={ENOUGH_FILES}")]
+        in_unit = f"LimitNOFILE={ENOUGH_FILES}   # systemd unit"
+        in_container = f"docker run --ulimit nofile={ENOUGH_FILES} ..."
+        return broken("open-files", words, *own, in_container if facts.container.kind else in_unit)
     if hard < ENOUGH_FILES:
         words = f"{hard:,} descriptors a process: a vattd from this shell lets a user have {hard // 4:,} connections"
         return warning("open-files", words, f"LimitNOFILE={ENOUGH_FILES}   # in the systemd unit of vattd")
@@ -39,7 +42,7 @@ def vattd_open_files(facts: Facts, daemon: Daemon) -> Finding:
     if daemon.nofile >= ENOUGH_FILES:
         return ok("vattd-files", f"{_count(daemon.nofile)} descriptors", daemon.subject)
     words = f"vattd has {daemon.nofile:,} descriptors, so a user may have {daemon.nofile // 4:,} connections"
-    fix = f"LimitNOFILE={ENOUGH_FILES}   # in its systemd unit, then vattd start --replace"
+    fix = f"LimitNOFILE={ENOUGH_FILES}   # in its systemd unit; then systemctl daemon-reload, and restart it"
     return warning("vattd-files", words, fix, subject=daemon.subject)
 
 
@@ -51,7 +54,7 @@ def locked_memory(facts: Facts) -> Finding:
         return ok("memlock", f"{words}; vattd locks none")
     fix = "docker run --ulimit memlock=-1 ..." if facts.container.kind else "LimitMEMLOCK=infinity   # systemd unit"
     words = f"{words} of memory may be locked, and there is RDMA here: NCCL over it needs more"
-    return warning("memlock", words, "ulimit -l unlimited", fix)
+    return warning("memlock", words, _lifted("memlock=unlimited"), fix)
 
 
 def address_space(facts: Facts) -> Finding:
@@ -59,7 +62,7 @@ def address_space(facts: Facts) -> Finding:
     if size >= LEAST_ADDRESS_SPACE_BYTES:
         return ok("address-space", "unlimited" if size >= UNLIMITED else format_size(size))
     words = f"{format_size(size)} of addresses a process: a KV cache takes them for all slots at their full contexts"
-    return broken("address-space", words, "ulimit -v unlimited", "LimitAS=infinity   # systemd unit")
+    return broken("address-space", words, _lifted("as=unlimited"), "LimitAS=infinity   # systemd unit")
 
 
 def file_size(facts: Facts) -> Finding:
@@ -67,7 +70,7 @@ def file_size(facts: Facts) -> Finding:
     if size >= LEAST_FILE_BYTES:
         return ok("file-size", "unlimited" if size >= UNLIMITED else format_size(size))
     words = f"files of {format_size(size)} at most, and host memory is lent from a sparse file of many TiB"
-    fixes = ["ulimit -f unlimited", "LimitFSIZE=infinity   # systemd unit"]
+    fixes = [_lifted("fsize=unlimited"), "LimitFSIZE=infinity   # systemd unit"]
     return (broken if facts.uses_host_memory else note)("file-size", words, *fixes)
 
 
@@ -110,6 +113,11 @@ def overcommit(facts: Facts) -> Finding:
     left = max(0, facts.limits.commit_left_bytes)
     words = f"vm.overcommit_memory is 2: {format_size(left)} can still be promised, whatever memory is free"
     return warning("overcommit", words, "sudo sysctl -w vm.overcommit_memory=0")
+
+
+def _lifted(limit: str) -> str:
+    """For this shell and what it starts. `ulimit` lifts none above what is the most, which is mostly as low."""
+    return f"sudo prlimit --pid $$ --{limit}"
 
 
 def _count(number: int) -> str:

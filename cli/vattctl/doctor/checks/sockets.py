@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vatt.protocol import MAX_VERSION, MIN_VERSION
+from vattctl.doctor.checks.commands import ask_as_root, naming, start_anew
 from vattctl.doctor.facts import Daemon, Directory, Facts, Trouble
 from vattctl.doctor.finding import Finding, broken, note, ok, warning
 from vattctl.words import some_of
@@ -17,7 +18,7 @@ def directory(facts: Facts, found: Directory) -> Finding:
     if found.trouble is not Trouble.NONE:
         ways = {
             Trouble.UNSAFE: [f"chmod go-w {path}", "vattd start --socket-dir ..."],
-            Trouble.HIDDEN: ["sudo vattctl doctor"],
+            Trouble.HIDDEN: [ask_as_root(found.path)],
             Trouble.TOO_LONG: ["vattd start --socket-dir /tmp/vattd"],
         }
         return broken(name, found.error, *ways[found.trouble], subject=path)
@@ -61,13 +62,13 @@ def metrics_port(facts: Facts) -> Finding:
 def answers(facts: Facts, daemon: Daemon) -> Finding:
     """To an engine, and to an operator."""
     where, name = daemon.subject, "vattd"
-    options = f"--gpu {daemon.device} --socket-dir {daemon.directory}"
+    options = naming(facts, daemon)
     if daemon.connect_error in ("ECONNREFUSED", "ENOENT"):
         words = "nobody listens: a vattd that was killed left its sockets; a new one takes them over, and its engines"
         return warning(name, words, f"vattd start {options}", subject=where)
     if daemon.connect_error:
         words = f"this user cannot connect ({daemon.connect_error}): who runs vattd decides which users may"
-        return broken(name, words, "sudo vattctl doctor", "sudo vattd start --socket-dir /run/vattd", subject=where)
+        return broken(name, words, ask_as_root(daemon.directory), "sudo vattd start", subject=where)
     if daemon.is_stopped:
         words = f"process {daemon.pid} is stopped (SIGSTOP, or a debugger)"
         return broken(name, words, f"kill -CONT {daemon.pid}", subject=where)
@@ -77,7 +78,7 @@ def answers(facts: Facts, daemon: Daemon) -> Finding:
         return broken(name, "it listens, and does not answer", f"vattd stop {options}", subject=where)
     if daemon.status is None:
         words = "it answers engines; what it does only its own user can ask"
-        return note(name, f"{words} ({daemon.status_error})", "sudo vattctl doctor", subject=where)
+        return note(name, f"{words} ({daemon.status_error})", ask_as_root(daemon.directory), subject=where)
     return _state(daemon, options)
 
 
@@ -100,7 +101,9 @@ def _state(daemon: Daemon, options: str) -> Finding:
         words = f"the device gives no memory now: {status.shortage}"
         return warning(name, words, "nvidia-smi" if status.backend == "cuda" else "free -h", subject=where)
     if status.state != "serving":
-        return note(name, f"it takes no new requests: {status.state}", "vattctl drain --resume", subject=where)
+        return note(
+            name, f"it takes no new requests: {status.state}", f"vattctl drain --resume {options}", subject=where
+        )
     count = status.session_count
     sessions = "1 session" if count == 1 else f"{count or 'no'} sessions"
     return ok(name, f"serves, pid {daemon.pid or 'unknown'}, {sessions}", where)
@@ -111,11 +114,11 @@ def version(facts: Facts, daemon: Daemon) -> Finding:
     low, high = daemon.wire_versions
     if high < MIN_VERSION or low > MAX_VERSION:
         words = f"it speaks wire versions {low} to {high}, and this package {MIN_VERSION} to {MAX_VERSION}"
-        return broken(name, words, "pip install --upgrade vattd", "vattd start --replace --detach", subject=where)
+        return broken(name, words, "pip install --upgrade vattd", start_anew(facts, daemon), subject=where)
     theirs = daemon.status.version if daemon.status is not None else own
     if theirs != own:
         words = f"vattd is {theirs}, and what is installed here is {own}"
-        return warning(name, words, "vattd start --replace --detach", subject=where)
+        return warning(name, words, start_anew(facts, daemon), subject=where)
     return ok(name, f"{own}, as here" if daemon.status is not None else f"wire version {high}", where)
 
 
@@ -138,9 +141,10 @@ def metrics(facts: Facts, daemon: Daemon) -> Finding:
     wrong = [one for one in daemon.metrics if one.error]
     if wrong:
         words = f"{wrong[0].url} does not answer: {wrong[0].error}"
-        return warning(name, words, f"curl -v {wrong[0].url}", "vattd start --replace --detach", subject=where)
+        return warning(name, words, f"curl -v {wrong[0].url}", start_anew(facts, daemon), subject=where)
     if daemon.metrics:
         return ok(name, f"{daemon.metrics[0].url} answers", where)
     if daemon.metrics_hidden:
-        return note(name, "where it serves them is hidden from this user", "sudo vattctl doctor", subject=where)
-    return note(name, "off", "vattd start --replace --metrics-address 127.0.0.1:9410", subject=where)
+        return note(name, "where it serves them is hidden from this user", ask_as_root(daemon.directory), subject=where)
+    address = "127.0.0.1:0" if facts.metrics_port_error else USUAL_METRICS
+    return note(name, "off", start_anew(facts, daemon, f"--metrics-address {address}"), subject=where)
