@@ -116,6 +116,16 @@ def test_all_of_it_fits_80_columns_and_no_command_is_cut() -> None:
     assert piped == [line.rstrip() for line in piped]
 
 
+def test_a_command_of_several_lines_is_one_for_a_shell() -> None:
+    command = "echo start --replace --detach --gpu host --socket-dir /run/user/1000/vattd --metrics-address 127.0.0.1:0"
+    lines = printed([Finding("metrics", State.NOTE, "off", (f"{command}   # and its other options",))]).splitlines()
+    assert max(map(len, lines)) <= 80
+    script = "\n".join(lines[1:-2]).removeprefix("  fix ")
+    assert len(script.splitlines()) > 1
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert "echo " + ran.stdout == command + "\n"
+
+
 def test_what_is_the_same_of_several_gpus_is_said_once_for_people_and_each_for_programs() -> None:
     [one] = HEALTHY.cuda.gpus
     many = [replace(one, ordinal=number) for number in range(8)]

@@ -433,7 +433,7 @@ WRONG: list[tuple[str, Facts, str, State, str, str]] = [
         "gpu-memory",
         WARNING,
         "other programs hold 20.0 GiB",
-        f"vattd start --replace --detach --gpu {UUID} --pool-max 71%   # and what else",
+        f"vattd start --replace --detach --gpu {UUID} --pool-max 71%   # and its other",
     ),
     (
         "an unsafe directory",
@@ -556,7 +556,7 @@ WRONG: list[tuple[str, Facts, str, State, str, str]] = [
         "vattd-version",
         WARNING,
         "0.0.9",
-        f"vattd start --replace --detach --gpu {UUID}   # and what else",
+        f"vattd start --replace --detach --gpu {UUID}   # and its other",
     ),
     (
         "a vattd of another wire",

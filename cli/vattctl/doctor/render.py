@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -35,7 +36,26 @@ def _rows(alike: Sequence[Finding], name_width: int) -> Iterator[RenderableType]
     grid.add_row(Text(first.state.value, style=STYLES[first.state]), first.name, what)
     yield grid
     for at, fix in enumerate(first.fixes):
-        yield Text.assemble(("   or " if at else "  fix ", "dim"), (fix, "bold"), overflow="fold")
+        yield _Fix("   or " if at else "  fix ", fix)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fix:
+    """A command that a shell takes as it stands, also where it has more than one line."""
+
+    title: str
+    command: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        first, *rest = self.command.split(" --")
+        lines = [first]
+        for option in rest:
+            if len(f"{self.title}{lines[-1]} --{option} \\") <= options.max_width:
+                lines[-1] += f" --{option}"
+            else:
+                lines.append(f"    --{option}")
+        indent = "\n" + " " * len(self.title)
+        yield Text.assemble((self.title, "dim"), (f" \\{indent}".join(lines), "bold"), overflow="fold")
 
 
 def _alike(findings: Sequence[Finding]) -> list[list[Finding]]:

@@ -132,7 +132,7 @@ def test_json_is_for_one_frame(shared: Vattd) -> None:
 def test_without_a_vattd_it_exits_3_and_says_what_to_type(tmp_path: Path, arguments: list[str]) -> None:
     result = run_command(["vattctl", "top", *arguments, "--socket-dir", str(tmp_path)])
     assert result.returncode == 3
-    assert "`vattd start`" in result.stderr
+    assert f"`vattd start --socket-dir {tmp_path}`" in result.stderr
 
 
 def test_on_a_terminal_without_a_vattd_it_exits_3_before_it_draws() -> None:

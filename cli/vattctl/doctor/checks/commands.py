@@ -1,6 +1,7 @@
-"""Commands that fixes have in common, for the vattd that is meant: with its device, and its directory if that was chosen.
+"""Commands that fixes have in common: for the vattd that is meant.
 
-To give the directory where it is the usual one would be wrong: `vattd start --socket-dir` keeps reservations there, too.
+Its directory is named only if that was chosen: `vattd start --socket-dir` keeps reservations there, too, and not where
+they usually are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def naming(facts: Facts, daemon: Daemon) -> str:
 def start_anew(facts: Facts, daemon: Daemon, *options: str) -> str:
     """Options that are not given again are the defaults, and what it was started with is not known here."""
     command = " ".join(["vattd start --replace --detach", naming(facts, daemon), *options])
-    return f"{command}   # and what else it was started with"
+    return f"{command}   # and its other options"
 
 
 def ask_as_root(directory: Path) -> str:
