@@ -12,6 +12,7 @@ import pytest
 from deploy.dashboards.catalogue import CONSOLE_DIR, GRAFANA_DIR, files
 from deploy.dashboards.console import console_page
 from tests.deploy.committed import dashboards, panels_of, queries_of, variables_of
+from tests.typed import quoted_in, refusal
 
 BASELINES = ["static_reservation", "paged16", "paged256"]
 
@@ -68,6 +69,7 @@ def test_every_panel_says_what_it_means(model: dict[str, Any]) -> None:
     assert len(titles) == len(set(titles))
     for panel in panels_of(model):
         assert len(panel["description"]) > 20, panel["title"]
+        assert [refusal(command) for command in quoted_in(panel["description"]) if refusal(command)] == []
         units = [panel["fieldConfig"]["defaults"].get("unit")]
         overrides = [one for override in panel["fieldConfig"]["overrides"] for one in override["properties"]]
         units += [one["value"] for one in overrides if one["id"] == "unit"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.typed import OURS, refusal
 from tests.vattctl.doctor_facts import (
     DAEMON,
     GIB,
@@ -706,6 +707,14 @@ def checks() -> dict[str, Callable[..., Finding]]:
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if not name.startswith("_") and function.__module__ == module.__name__
     }
+
+
+@pytest.mark.parametrize("facts", [row[1] for row in WRONG], ids=[row[0] for row in WRONG])
+def test_what_it_says_to_type_of_our_own_commands_is_taken(facts: Facts) -> None:
+    for finding in examine(facts):
+        for fix in finding.fixes:
+            command = OURS.search(fix.partition("   # ")[0])
+            assert command is None or not refusal(fix[command.start() :])
 
 
 def test_every_check_is_made_and_is_tripped_by_one_machine_above() -> None:

@@ -17,7 +17,7 @@ def directory(facts: Facts, found: Directory) -> Finding:
     name, path = "socket-dir", str(found.path)
     if found.trouble is not Trouble.NONE:
         ways = {
-            Trouble.UNSAFE: [f"chmod go-w {path}", "vattd start --socket-dir ..."],
+            Trouble.UNSAFE: [f"chmod go-w {path}", "vattd start --socket-dir /tmp/vattd"],
             Trouble.HIDDEN: [ask_as_root(found.path)],
             Trouble.TOO_LONG: ["vattd start --socket-dir /tmp/vattd"],
         }
