@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.text import Text
 
 from vatt.durations import format_duration
-from vatt.errors import InvalidRequest
-from vatt.sizes import format_size, parse_size
+from vatt.sizes import format_size
 from vatt.v1 import vatt_pb2 as pb
 from vattctl.daemon import Admin, find, gpu_option, socket_dir_option
 from vattctl.output import output_option, to_plain
+from vattctl.parameters import Size
 
 DEFAULT_MIN_LEASE = "64MiB"
 KIND_WIDTH = len("pages_quarantined")
@@ -36,16 +36,6 @@ STYLES = {
 }
 
 
-class LeaseSize(click.ParamType[int]):
-    name = "size"
-
-    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return value if isinstance(value, int) else parse_size(value)
-        except InvalidRequest as error:
-            self.fail(str(error), param, ctx)
-
-
 @click.command(short_help="Show what happened, and follow what happens.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @click.option("-n", "--last", type=click.IntRange(0), metavar="N", help="Of the past, only the last N.")
@@ -53,7 +43,7 @@ class LeaseSize(click.ParamType[int]):
 @click.option(
     "--min-lease",
     "min_lease_bytes",
-    type=LeaseSize(),
+    type=Size(),
     default=DEFAULT_MIN_LEASE,
     show_default=True,
     help="Leave out leases smaller than this; 0 shows all.",
