@@ -19,6 +19,7 @@ from tests.faults.test_on_cuda import run_in_a_world
 from vattention.vmm import default_device
 
 HERE = Path(__file__).parent
+SHORT = "tests.vattctl.bench.short"
 WITHIN_S = 60.0
 
 
@@ -26,8 +27,8 @@ def test_no_call_that_fails_leaves_a_page() -> None:
     run_in_a_world([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_undo.py")])
 
 
-def bench(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_command(["vattctl", "bench", "--quick", *arguments], {**world.env(), "COLUMNS": "80"})
+def bench(world: World, *arguments: str, program: str = SHORT) -> subprocess.CompletedProcess[str]:
+    return run_command([program, "bench", "--quick", *arguments], {**world.env(), "COLUMNS": "80"})
 
 
 def test_no_more_memory_is_taken_than_was_allowed() -> None:
@@ -96,7 +97,7 @@ def test_a_part_that_fails_on_its_way_leaves_nothing_and_is_told_by_the_drivers_
 ) -> None:
     with World(memory_bytes=2048 * MIB) as world:
         world.faults.fail(code, call, at=200)
-        done = bench(world, "--memory", "32MiB", "--only", part, "-o", "json")
+        done = bench(world, "--memory", "32MiB", "--only", part, "-o", "json", program="vattctl")
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         assert call in done.stderr
