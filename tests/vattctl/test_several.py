@@ -108,7 +108,7 @@ def test_where_there_is_none_the_json_has_its_shape_too(tmp_path: Path) -> None:
     result = run_command(["vattctl", "status", "-o", "json", "--socket-dir", str(tmp_path)])
     assert result.returncode == 3
     assert json.loads(result.stdout) == {"daemons": [], "unreachable": []}
-    assert "`vattd start`" in result.stderr
+    assert f"`vattd start --socket-dir {tmp_path}`" in result.stderr
 
 
 def test_a_directory_that_another_user_may_have_filled_is_passed_over(tmp_path: Path) -> None:
