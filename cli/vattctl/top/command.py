@@ -10,7 +10,7 @@ import click
 
 from vatt.command_line import TIME_WORDS, Time
 from vattctl.daemon import ask_all, find_all, only_gpu_option, socket_dir_option
-from vattctl.output import output_option
+from vattctl.output import daemons_json, output_option
 
 DEFAULT_INTERVAL = "1s"
 LEAST_INTERVAL_S = 0.1
@@ -49,6 +49,8 @@ def top(interval_s: float, once: bool, device: str | None, socket_dir: Path | No
     if not once and not _is_on_a_terminal():
         raise click.UsageError("this is no terminal that top can draw on: `vattctl top --once` prints one frame")
     answers = ask_all(device, socket_dir, "top")
+    if output == "json" and not answers.statuses:
+        click.echo(daemons_json([], answers.unreachable))
     answers.check()
     silent = [one.sockets for one in answers.unreachable]
     found = sorted(find_all(device, socket_dir), key=lambda one: one in silent)

@@ -133,6 +133,8 @@ def test_without_a_vattd_it_exits_3_and_says_what_to_type(tmp_path: Path, argume
     result = run_command(["vattctl", "top", *arguments, "--socket-dir", str(tmp_path)])
     assert result.returncode == 3
     assert f"`vattd start --socket-dir {tmp_path}`" in result.stderr
+    if "json" in arguments:
+        assert json.loads(result.stdout) == {"daemons": [], "unreachable": []}, "as `vattctl status` says it"
 
 
 def test_on_a_terminal_without_a_vattd_it_exits_3_before_it_draws() -> None:
