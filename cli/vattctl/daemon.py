@@ -18,7 +18,7 @@ from vatt.command_line import named_device
 from vatt.completion import complete_running
 from vatt.errors import DaemonUnreachable, VattError
 from vatt.protocol import MAX_MESSAGE_BYTES
-from vatt.sockets import Sockets, default_socket_dir, find_daemons, find_only_daemon, no_daemon, search_dirs
+from vatt.sockets import Sockets, find_daemons, find_only_daemon, no_daemon, search_dirs, start_command
 from vatt.v1 import vatt_pb2 as pb
 from vatt.v1 import vatt_pb2_grpc
 from vattention.vmm import device_uuid
@@ -226,12 +226,11 @@ def _caller(verb: str) -> str:
 
 
 def _unreachable(sockets: Sockets, error: grpc.RpcError, within_s: float) -> DaemonUnreachable:
-    options = f"--gpu {sockets.device}"
-    if sockets.directory.parent != default_socket_dir(os.environ):
-        options += f" --socket-dir {sockets.directory.parent}"
+    start = start_command(sockets)
+    stop = start.replace("start", "stop", 1)
     if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DaemonUnreachable(
             f"vattd does not answer within {within_s:g} s at {sockets.admin}: "
-            f"try again (that is safe), or end it with `vattd stop {options}`"
+            f"try again (that is safe), or end it with `{stop}`"
         )
-    return DaemonUnreachable(f"no vattd answers at {sockets.admin}: start one with `vattd start {options}`")
+    return DaemonUnreachable(f"no vattd answers at {sockets.admin}: start one with `{start}`")

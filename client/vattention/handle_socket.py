@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError, Message
 
 from vatt.errors import DaemonUnreachable, SystemLimit, VattError, from_wire
 from vatt.protocol import MAX_FDS_PER_PACKET, MAX_HANDLE_PACKET_BYTES
+from vatt.sockets import Sockets, start_command
 from vatt.v1 import vatt_pb2
 from vattention.vmm.limits import open_fd_count
 
@@ -54,8 +55,9 @@ class HandleConnection:
             try:
                 connection.connect(str(path))
             except OSError as error:
+                start = start_command(Sockets(path.parent))
                 raise DaemonUnreachable(
-                    f"no vattd answers at {path} ({error.strerror or error}): start it with `vattd start`"
+                    f"no vattd answers at {path} ({error.strerror or error}): start it with `{start}`"
                 ) from error
             handles = cls(connection)
             undo.pop_all()

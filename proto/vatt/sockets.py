@@ -124,6 +124,13 @@ def default_socket_dir(environ: Mapping[str, str]) -> Path:
     return Path(tempfile.gettempdir()) / f"vattd-{os.geteuid()}"
 
 
+def start_command(sockets: Sockets, environ: Mapping[str, str] = os.environ) -> str:
+    """What starts the vattd whose sockets these are. Where they are in the usual place, vattd goes there by itself."""
+    place = sockets.directory.parent
+    chosen = "" if place == default_socket_dir(environ) else f" --socket-dir {place}"
+    return f"vattd start --gpu {sockets.device}{chosen}"
+
+
 def search_dirs(environ: Mapping[str, str]) -> list[Path]:
     """Where a client looks, in order: in the chosen directory if one is chosen, else in the user's and the system's."""
     first = default_socket_dir(environ)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -206,6 +207,14 @@ def test_what_cannot_be_done_is_refused_at_once_with_what_to_type(
     done = run_command(["vattctl", "bench", *arguments], {"CUDA_VISIBLE_DEVICES": ""})
     assert (done.returncode, done.stdout) == (status, "")
     assert words in " ".join(done.stderr.split())
+
+
+def test_a_vattd_that_died_is_one_to_start_where_it_was() -> None:
+    with Vattd("--pool-max", "4MiB") as vattd:
+        vattd.stop(signal.SIGKILL)
+        done = run_command(["vattctl", "bench", "--attach", "--quick", "--socket-dir", str(vattd.socket_dir)])
+        assert done.returncode == 3
+        assert f"`vattd start --gpu host --socket-dir {vattd.socket_dir}`" in done.stderr
 
 
 def test_the_vattd_that_runs_lends_with_attach_and_has_everything_back() -> None:
