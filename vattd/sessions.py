@@ -17,6 +17,7 @@ from vatt.errors import (
     MpsRefused,
     SessionFenced,
     SessionUnknown,
+    ShuttingDown,
     SystemLimit,
     TokenRefused,
     VersionUnsupported,
@@ -131,8 +132,9 @@ class Sessions:
         """A session for the process that the token was handed to: a new one, or the one to resume. Not to be cancelled.
 
         Raises InvalidRequest, VersionUnsupported, TokenRefused, TenantDenied, SessionUnknown, Draining, SystemLimit,
-        MpsRefused.
+        MpsRefused, ShuttingDown.
         """
+        self._check_not_closing()
         version = _common_version(request)
         check_tenant_name(request.tenant)
         if len(request.client_name) > MAX_CLIENT_NAME or not request.client_name.isprintable():
@@ -144,6 +146,7 @@ class Sessions:
             session = self._find_to_resume(request, connection)
             if self._recovery.awaits(session.session_id):
                 await self._claim(session, request.claims, connection)
+                self._check_not_closing()
             self._resume(session, connection, version)
         else:
             session = self._open(request, connection, version, now_s)
@@ -151,6 +154,12 @@ class Sessions:
         session.mailbox.put(self._guarantee_of(session.tenant))
         # The letters that this stream reads: a later stream has others.
         return Attachment(session, session.mailbox)
+
+    def _check_not_closing(self) -> None:
+        """Who comes back between the end of the streams and that of the sockets belongs to the next vattd: here its
+        leases would be refused, and its stream not end before the sockets do."""
+        if self._closing:
+            raise ShuttingDown("vattd is stopping: attach to the next one")
 
     def user_of(self, token: bytes) -> int | None:
         """The uid of the process that the token was handed to; None if it is no good (any more)."""

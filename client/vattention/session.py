@@ -239,7 +239,8 @@ class Session:
                     return self._leases.lease(page_count, min_page_count, purpose, left_s)
                 except (DaemonUnreachable, SessionFenced, ShuttingDown) as error:
                     # Nothing was leased, or it will be taken back: safe to ask again, if it is vattd that went away.
-                    is_outage = isinstance(error, StaleGrant) or self._connection.stream.ends_within(OUTAGE_NOTICE_S)
+                    has_gone = isinstance(error, StaleGrant) or self._connection.stream.ends_within(OUTAGE_NOTICE_S)
+                    is_outage = has_gone or isinstance(error, ShuttingDown)
                     if not is_outage or time.monotonic() >= patient_until_s:
                         raise
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from tests.vattctl.command import done, vattctl
 from vatt.pages import page_count_of
 from vatt.v1 import vatt_pb2 as pb
 from vattention import Session
+from vattention.page_source import LeasePurpose
 
 POOL_PAGES = 256
 WITHIN_S = 20.0
@@ -157,6 +161,55 @@ def test_vattd_is_replaced_while_engines_serve(rig: Callable[..., Rig]) -> None:
         assert there.vattd.status().daemon.pid != first.pid
         until(lambda: there.vattd.status().daemon.recovered_sessions_total == 1, WITHIN_S, "it is not back")
         until_all_go_on(engines)
+
+
+@contextmanager
+def leasing_all_the_time(vattd: Vattd, thread_count: int = 4) -> Iterator[Callable[[], int]]:
+    """Sessions that lease and return without a pause; how many times they have. An error ends the test."""
+    done: Counter[int] = Counter()
+    stop = threading.Event()
+
+    def work(number: int) -> None:
+        with Session.connect(f"t{number}", socket_dir=vattd.socket_dir, patience_s=WITHIN_S) as session:
+            while not stop.is_set():
+                session.give_back(session.lease(2, purpose=LeasePurpose.ADMIT, wait_s=WITHIN_S))
+                done[number] += 1
+
+    with ThreadPoolExecutor(thread_count) as threads:
+        try:
+            working = [threads.submit(work, number) for number in range(thread_count)]
+
+            def all_did() -> int:
+                for one in working:
+                    if one.done():
+                        one.result()  # it ended by an error, which is raised here
+                return min(done[number] for number in range(thread_count))
+
+            until(lambda: all_did() > 0, WITHIN_S, "nobody leases")
+            yield all_did
+        finally:
+            stop.set()
+        for one in working:
+            one.result()
+
+
+@pytest.mark.parametrize("way", ["stop and start", "replace"])
+def test_no_lease_fails_while_vattd_ends_in_order_and_another_one_starts(way: str) -> None:
+    # To end its metrics takes vattd a moment, in which its sockets are there yet.
+    with (
+        Vattd("--pool-max", "16MiB", "--metrics-address", "127.0.0.1:0") as host,
+        leasing_all_the_time(host) as all_did,
+    ):
+        for _ in range(4):
+            before = all_did()
+            if way == "replace":
+                first = host.process
+                host.start("--replace")
+                assert first.wait(WITHIN_S) == 0
+            else:
+                assert host.stop(signal.SIGTERM) == 0
+                host.start()
+            until(lambda before=before: all_did() > before, WITHIN_S, "nobody leases")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
