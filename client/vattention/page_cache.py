@@ -94,7 +94,8 @@ class PageCache:
         self._spare_pages = spare_pages
         self._users: weakref.WeakSet[PageUser] = weakref.WeakSet()
         self._growth_steps: dict[int, int] = {}
-        self._reported = Usage()
+        self._reported: Usage | None = Usage()  # None: vattd is to be told again, whatever it was told
+        self._tellings = 0  # how often it was to be told again
         self._report_after_s = self._rest_until_s = self._keep_after_s = float("-inf")
         self._closed = False
         self._changed = threading.Condition()
@@ -263,6 +264,13 @@ class PageCache:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, PAUSE_S)
 
+    def report_again(self) -> None:
+        """Another vattd may be there now, which knows nothing of what the pages are used for."""
+        with self._changed:
+            self._tellings += 1
+            self._reported = None
+            self._changed.notify_all()
+
     def _usage(self) -> Usage:
         """Called with no lock held: users take their own, and hold them while they take pages here."""
         joined = sum((user.usage() for user in self.users()), Usage())
@@ -302,8 +310,10 @@ class PageCache:
                 self._give_back(surplus)
             if short > 0:
                 self._keep(self._source.lease(short, min_page_count=1, purpose=LeasePurpose.AHEAD))
-        usage = self._usage()
+        usage, tellings = self._usage(), self._tellings
         if self._report_is_due(usage, self._clock()):
             self._source.report_usage(usage)
-            self._reported = usage
+            with self._changed:
+                if self._tellings == tellings:
+                    self._reported = usage
             self._report_after_s = self._clock() + TICK_S

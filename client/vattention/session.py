@@ -284,6 +284,7 @@ class Session:
         if self.disputed_pages:
             log.error("session %s: another session claims %d pages of it", self.session_id, self.disputed_pages)
         self._client.settle()
+        self.pages.report_again()
 
     def close_first(self, dependent: Closeable) -> None:
         """Have close() close `dependent` before the session's own parts; it is not kept alive by this."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.daemon import Vattd, run_command
 from tests.e2e.conftest import PAGE, Rig
@@ -20,7 +21,7 @@ from tests.e2e.test_chaos import Engine, physical_pages, settled, until, until_a
 from tests.vattctl.command import done, vattctl
 from vatt.pages import page_count_of
 from vatt.v1 import vatt_pb2 as pb
-from vattention import Session
+from vattention import KVCache, KVCacheSpec, Session
 from vattention.page_source import LeasePurpose
 
 POOL_PAGES = 256
@@ -161,6 +162,29 @@ def test_vattd_is_replaced_while_engines_serve(rig: Callable[..., Rig]) -> None:
         assert there.vattd.status().daemon.pid != first.pid
         until(lambda: there.vattd.status().daemon.recovered_sessions_total == 1, WITHIN_S, "it is not back")
         until_all_go_on(engines)
+
+
+def test_what_an_idle_engine_uses_is_known_to_the_next_vattd_too(host: Vattd) -> None:
+    spec = KVCacheSpec(
+        num_layers=2,
+        num_kv_heads=1,
+        head_size=64,
+        dtype=torch.float32,
+        max_batch_size=1,
+        max_context_length=4096,
+    )
+    with Session.connect("chat", socket_dir=host.socket_dir) as session, KVCache(session, spec) as cache:
+        cache.grow(cache.acquire_slot(), 1000)
+
+        def used() -> tuple[int, int]:
+            [tenant] = host.status().tenants
+            return tenant.mapped_bytes, tenant.token_bytes
+
+        until(lambda: used()[1] == 1000 * spec.token_bytes, WITHIN_S, "its tokens are not told")
+        before = used()
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            restart(host, number)
+            until(lambda: used() == before, WITHIN_S, "the next vattd is not told")
 
 
 @contextmanager
