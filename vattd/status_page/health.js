@@ -14,7 +14,7 @@ const health = {
 
   // vattd does not answer: what else is shown is old.
   showGone(words, why) {
-    const commands = ["vattctl status", "systemctl status vattd"];
+    const commands = ["vattctl status", "vattctl doctor"];
     this.draw("error", words, [{ level: "error", what: why, why: "What is below is the last that it said. On that machine:", commands }]);
   },
 
