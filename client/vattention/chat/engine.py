@@ -115,6 +115,17 @@ class ChatEngine:
         return self._session.state if self._session is not None else None
 
     @property
+    def outage(self) -> str | None:
+        """Why no answer can get memory here any more, and what helps; None as long as one can, or may again."""
+        if self._session is None:
+            return None
+        if self._session.state in (SessionState.LOST, SessionState.CLOSED):
+            return f"the session with vattd is {self._session.state.value}: start anew"
+        if self._session.evicted:
+            return "an operator asked this session to leave (`vattctl evict`): start anew"
+        return None
+
+    @property
     def has_chat_template(self) -> bool:
         """False: the plain format of vattention.chat.prompt is used."""
         return self._model.format.has_template

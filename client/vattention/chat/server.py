@@ -30,7 +30,6 @@ from vatt.errors import InvalidRequest, TooBusy, VattError
 from vattention.chat.answer import Answer, Ending, FinishReason
 from vattention.chat.engine import ChatEngine, ContextFull
 from vattention.chat.openai_wire import ChatRequest, CompletionWriter, WireError
-from vattention.session import SessionState
 
 MOST_BODY_BYTES = 8 << 20
 ANSWERS_END_WITHIN_S = 3
@@ -82,11 +81,12 @@ class ChatServer:
         return JSONResponse(dataclasses.asdict(await to_thread.run_sync(self._engine.stats)))
 
     async def _health(self, request: Request) -> Response:
-        """503 where no answer can get memory any more. `vattd`: the session's state; null without one."""
-        state = self._engine.session_state
-        is_well = state in (None, SessionState.ATTACHED, SessionState.FENCED)
-        facts = {"status": "ok" if is_well else "lost", "vattd": state.value if state is not None else None}
-        return JSONResponse(facts, 200 if is_well else 503)
+        """503, and why, where no answer can get memory any more. `vattd`: the session's state; null without one."""
+        state, outage = self._engine.session_state, self._engine.outage
+        facts = {"status": "ok" if outage is None else "lost", "vattd": state.value if state is not None else None}
+        if outage is not None:
+            facts["reason"] = outage
+        return JSONResponse(facts, 200 if outage is None else 503)
 
     async def _complete(self, request: Request) -> Response:
         wanted = ChatRequest.parse(await _json_body(request))

@@ -238,6 +238,19 @@ def test_a_drained_vattd_refuses_new_answers_until_it_is_resumed(
         admin.until(lambda _status: refusal(client, engine.model_name) is None)
 
 
+def test_an_evicted_session_is_ill_and_says_what_helps(own_vattd: Vattd, make_engine: MakeEngine, llama: Path) -> None:
+    engine = make_engine(llama, socket_dir=own_vattd.socket_dir)
+    with serving(engine) as address, operator(own_vattd.sockets) as admin:
+        assert httpx.get(f"{address}/health").status_code == 200
+        session_id = admin.status().sessions[0].session_id
+        admin.admin.Evict(pb.EvictRequest(session_id=session_id), timeout=10)
+        admin.until(lambda _status: httpx.get(f"{address}/health").status_code == 503)
+        told = httpx.get(f"{address}/health").json()
+        assert (told["status"], told["vattd"]) == ("lost", "attached")
+        assert "vattctl evict" in told["reason"]
+        assert "start anew" in told["reason"]
+
+
 def refusal(client: OpenAI, model: str) -> str | None:
     """Why the server has no answer; None if it has one."""
     try:
