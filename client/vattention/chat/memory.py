@@ -38,6 +38,10 @@ class Memory(Protocol):
     def check_admits(self) -> None:
         """Raises Draining or SessionEvicted where an operator wants no new requests."""
 
+    @property
+    def is_draining(self) -> bool:
+        """Does an operator want all back that no answer under way needs?"""
+
     def idle_pages(self) -> int:
         """Pages that could be given back now, since no conversation holds them."""
 
@@ -91,6 +95,10 @@ class LentMemory:
     def check_admits(self) -> None:
         self._session.check_admits()
 
+    @property
+    def is_draining(self) -> bool:
+        return self._session.draining
+
     def idle_pages(self) -> int:
         return self._owner.kv_cache.idle_pages() + self._session.pages.page_count
 
@@ -127,6 +135,10 @@ class OwnMemory:
 
     def check_admits(self) -> None:
         """Nobody else decides."""
+
+    @property
+    def is_draining(self) -> bool:
+        return False
 
     def idle_pages(self) -> int:
         return 0

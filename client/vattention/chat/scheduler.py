@@ -57,6 +57,11 @@ class Scheduler:
         return bool(self._running or self._waiting)
 
     @property
+    def keeps_idle(self) -> bool:
+        """Is memory held that no answer under way uses?"""
+        return any(True for _ in self._idle())
+
+    @property
     def running_count(self) -> int:
         return len(self._running)
 
@@ -92,8 +97,13 @@ class Scheduler:
             self._end(draft, finish)
 
     def step(self) -> None:
-        """One step of the draft whose turn it is. One that fails ends, and harms no other."""
+        """One step of the draft whose turn it is. One that fails ends, and harms no other.
+
+        Under a drain idle conversations go: vattd cannot ask for them, since their slots are in use as far as it knows.
+        """
         self._admit()
+        while self._memory.is_draining and self._give_up_idle():
+            pass
         if not self._running:
             return
         draft = self._running[0]

@@ -15,12 +15,16 @@ from vattention.chat.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
+# How often a scheduler that only keeps memory is stepped, to see whether vattd is drained: its operator waits for that.
+DRAIN_LOOK_S = 1.0
+
 T = TypeVar("T")
 Command = Callable[[], None]
 
 
 class Worker:
-    """Steps a scheduler while it has work; between two steps it carries out what other threads ask for, in order."""
+    """Steps a scheduler while it has work, and now and then while it keeps memory without any; between two steps it
+    carries out what other threads ask for, in order."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
@@ -70,7 +74,8 @@ class Worker:
     def _run(self) -> None:
         while True:
             try:
-                command = self._inbox.get(block=not self._scheduler.has_work)
+                look_s = DRAIN_LOOK_S if self._scheduler.keeps_idle else None
+                command = self._inbox.get(not self._scheduler.has_work, look_s)
             except queue.Empty:
                 self._guarded(self._scheduler.step)
                 continue

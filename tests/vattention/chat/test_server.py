@@ -238,6 +238,25 @@ def test_a_drained_vattd_refuses_new_answers_until_it_is_resumed(
         admin.until(lambda _status: refusal(client, engine.model_name) is None)
 
 
+def test_a_drained_vattd_gets_back_what_idle_conversations_kept_and_they_go_on_after_it(
+    own_vattd: Vattd, make_engine: MakeEngine, llama: Path
+) -> None:
+    engine = make_engine(llama, socket_dir=own_vattd.socket_dir)
+    conversation = engine.new_conversation()
+    conversation.say("Hello", SHORT).wait()
+    with operator(own_vattd.sockets) as admin:
+        assert admin.status().sessions[0].leased_bytes > 0
+        assert conversation.cached_tokens > 0
+        admin.admin.Drain(pb.DrainRequest(), timeout=10)
+        admin.until(lambda status: status.sessions[0].leased_bytes == 0)
+        assert conversation.cached_tokens == 0
+        admin.admin.Drain(pb.DrainRequest(resume=True), timeout=10)
+        admin.until(lambda _status: not engine._session.draining if engine._session else False)
+    again = conversation.say("And now?", SHORT)
+    assert len(again.wait()) > 0
+    assert again.counts.reused == 0
+
+
 def test_an_evicted_session_is_ill_and_says_what_helps(own_vattd: Vattd, make_engine: MakeEngine, llama: Path) -> None:
     engine = make_engine(llama, socket_dir=own_vattd.socket_dir)
     with serving(engine) as address, operator(own_vattd.sockets) as admin:
