@@ -146,6 +146,11 @@ def _request(before: pb.Tenant, least: str | None, most: str | None, pool: pb.Po
         request.min_bytes = bytes_of(least, pool)
     if most is not None:
         request.max_bytes = 0 if most == NO_MAX else bytes_of(most, pool)
+    if request.min_bytes > pool.max_bytes:  # said first: no max and no other tenant's min would help
+        raise InvalidRequest(
+            f"a min of {format_size(request.min_bytes)} is more than the pool's {format_size(pool.max_bytes)}: ask for "
+            "less, or start vattd with a larger --pool-max"
+        )
     if request.max_bytes and request.min_bytes > request.max_bytes:
         raise click.UsageError(
             f"a min of {format_size(request.min_bytes)} is more than a max of {format_size(request.max_bytes)}: "

@@ -72,6 +72,17 @@ def test_every_way_to_write_eight_mebibytes_is_the_same(shared: Vattd, text: str
     done(shared, "unreserve", "size")
 
 
+def test_a_min_beyond_the_pool_is_told_by_itself_whatever_the_max_is() -> None:
+    with Vattd("--pool-max", "64MiB") as vattd:
+        words = (
+            "a min of 96.0 MiB is more than the pool's 64.0 MiB: ask for less, or start vattd with a larger --pool-max"
+        )
+        assert words in refused(vattd, "reserve", "chat", "--min", "96MiB", "--max", "32MiB")
+        done(vattd, "reserve", "chat", "--max", "32MiB")
+        assert words in refused(vattd, "reserve", "chat", "--min", "96MiB")
+        assert tenants(vattd)["chat"]["guarantee"]["max_bytes"] == 32 * MIB
+
+
 def test_parts_of_an_odd_pool_that_are_a_hundred_percent_together_fit_it() -> None:
     with Vattd("--pool-max", str(65 * (64 << 10))) as vattd:
         done(vattd, "reserve", "one", "--min", "50%")
