@@ -20,4 +20,4 @@ def _what_to_type() -> str:
     from vattctl.doctor.probes.software import read_software
 
     wrong = [one.requirement for one in read_software({}).needed if not one.fits]
-    return "pip install " + (" ".join(f"'{one}'" for one in wrong) or "--force-reinstall vattd")
+    return "pip install " + (" ".join(f"'{one}'" for one in wrong) or "--force-reinstall .  # in vattd's source folder")

@@ -565,7 +565,7 @@ WRONG: list[tuple[str, Facts, str, State, str, str]] = [
         "vattd-version",
         BROKEN,
         "wire versions 98 to 99",
-        "pip install --upgrade vattd",
+        "pip install --upgrade .  # in vattd's source folder",
     ),
     (
         "a clock set forward",
@@ -655,7 +655,7 @@ WRONG: list[tuple[str, Facts, str, State, str, str]] = [
         "transformers",
         WARNING,
         "transformers 4.57.1, and the integration",
-        "pip install 'vattd[transformers]'",
+        "pip install '.[transformers]'  # in vattd's source folder",
     ),
     ("no vLLM", but(HEALTHY, software={"vllm": Distribution("vllm", "")}), "vllm", NOTE, "not installed", ""),
     ("a misspelt switch", but(HEALTHY, software={"environ": {"VATTD_VLLM": "on"}}), "vllm", BROKEN, "'on'", "=1"),
@@ -665,7 +665,7 @@ WRONG: list[tuple[str, Facts, str, State, str, str]] = [
         "vllm",
         WARNING,
         "vllm 0.33.0",
-        "vattd[vllm]",
+        "'.[vllm]'",
     ),
     ("no plugin", but(HEALTHY, software={"vllm_plugins": []}), "vllm", BROKEN, "does not find vattd's", "--force"),
     (

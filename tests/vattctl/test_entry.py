@@ -24,7 +24,9 @@ def test_a_package_that_cannot_be_loaded_is_named_with_what_to_type(module: str,
     [line] = result.stderr.splitlines()
     assert line.startswith("vattctl: ")
     assert "1.70.0" in line or "no click" in line
-    assert line.endswith("try `pip install --force-reinstall vattd`"), "by their metadata all of them fit"
+    assert line.endswith("try `pip install --force-reinstall .  # in vattd's source folder`"), (
+        "by their metadata all of them fit"
+    )
 
 
 def test_a_package_that_is_too_old_is_what_is_installed_anew(tmp_path: Path) -> None:
@@ -45,4 +47,7 @@ def test_a_protobuf_of_another_version_is_no_traceback_either(tmp_path: Path) ->
     env = patched(tmp_path, f"{refuse}checked.ValidateProtobufRuntimeVersion = refuse\n")
     result = run_command(["vattctl", "status"], env)
     assert result.returncode == 1
-    assert result.stderr == "vattctl: VersionError: gencode 7: try `pip install --force-reinstall vattd`\n"
+    assert (
+        result.stderr
+        == "vattctl: VersionError: gencode 7: try `pip install --force-reinstall .  # in vattd's source folder`\n"
+    )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+# Behind a `pip install .`: the package is on no index.
+IN_SOURCES = "  # in vattd's source folder"
+
 
 class State(enum.Enum):
     OK = "ok"

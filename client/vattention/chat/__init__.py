@@ -8,7 +8,8 @@
             print(piece, end="", flush=True)
 
 A terminal (`vattention chat`) and a server that speaks OpenAI's protocol (`vattention serve`) stand on the same engine.
-An optional part of the package: pip install 'vattd[chat]'. Names are loaded when first used, since torch takes seconds.
+An optional part of the package: pip install '.[chat]' in its source folder. Names are loaded when first used, since
+torch takes seconds.
 """
 
 from __future__ import annotations

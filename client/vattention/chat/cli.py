@@ -175,11 +175,13 @@ def open_engine(
 
 
 def of_the_extra(module: str) -> Any:
-    """A module that is there with `vattd[chat]`, imported; raises InvalidRequest where it is not."""
+    """A module that is there with the extra `chat`, imported; raises InvalidRequest where it is not."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InvalidRequest(f"{error.name} is not installed: pip install 'vattd[chat]'") from error
+        raise InvalidRequest(
+            f"{error.name} is not installed: `pip install '.[chat]'` in vattd's source folder brings it"
+        ) from error
 
 
 def listen(host: str, port: int) -> socket.socket:

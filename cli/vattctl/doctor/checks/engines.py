@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vattctl.doctor.facts import Distribution, Facts, numbers_of
-from vattctl.doctor.finding import Finding, broken, note, ok, warning
+from vattctl.doctor.finding import IN_SOURCES, Finding, broken, note, ok, warning
 
 PLUGIN = "vattd"
 SWITCH = "VATTD_VLLM"
@@ -52,7 +52,7 @@ def vllm(facts: Facts) -> Finding:
         return broken(
             "vllm",
             f"vLLM {found.version} does not find vattd's plugin, so its engines take their memory by themselves",
-            "pip install --force-reinstall --no-deps vattd",
+            f"pip install --force-reinstall --no-deps .{IN_SOURCES}",
         )
     allowed = environ.get("VLLM_PLUGINS")
     if allowed is not None and PLUGIN not in allowed.split(","):
@@ -70,7 +70,7 @@ def _extra(name: str, found: Distribution, what: str) -> Finding:
         return note(name, f"not installed here; only {what} needs it")
     if not found.fits:
         words = f"{name} {found.version}, and {what} needs {found.requirement}"
-        return warning(name, words, f"pip install 'vattd[{name}]'")
+        return warning(name, words, f"pip install '.[{name}]'{IN_SOURCES}")
     return ok(name, f"{name} {found.version}")
 
 

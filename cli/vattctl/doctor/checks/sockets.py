@@ -5,7 +5,7 @@ from __future__ import annotations
 from vatt.protocol import MAX_VERSION, MIN_VERSION
 from vattctl.doctor.checks.commands import ask_as_root, naming, start_anew
 from vattctl.doctor.facts import Daemon, Directory, Facts, Trouble
-from vattctl.doctor.finding import Finding, broken, note, ok, warning
+from vattctl.doctor.finding import IN_SOURCES, Finding, broken, note, ok, warning
 from vattctl.words import some_of
 
 USUAL_METRICS = "127.0.0.1:9410"  # of `vattd start`
@@ -114,7 +114,7 @@ def version(facts: Facts, daemon: Daemon) -> Finding:
     low, high = daemon.wire_versions
     if high < MIN_VERSION or low > MAX_VERSION:
         words = f"it speaks wire versions {low} to {high}, and this package {MIN_VERSION} to {MAX_VERSION}"
-        return broken(name, words, "pip install --upgrade vattd", start_anew(facts, daemon), subject=where)
+        return broken(name, words, f"pip install --upgrade .{IN_SOURCES}", start_anew(facts, daemon), subject=where)
     theirs = daemon.status.version if daemon.status is not None else own
     if theirs != own:
         words = f"vattd is {theirs}, and what is installed here is {own}"
