@@ -19,8 +19,9 @@ from click.testing import CliRunner, Result
 from tests.daemon import Vattd
 from tests.operator import operator
 from tests.vattention.chat.conftest import MakeEngine, SlowDown
+from vatt.errors import InvalidRequest
 from vattention.chat import ChatEngine, Sampling
-from vattention.chat.cli import main, vattention
+from vattention.chat.cli import main, of_the_extra, vattention
 from vattention.chat.flow import Flow
 from vattention.chat.terminal import Terminal
 
@@ -180,3 +181,8 @@ def interrupt_at_step(engine: ChatEngine, number: int, monkeypatch: pytest.Monke
         return logits_after(*arguments)
 
     monkeypatch.setattr(engine._model, "logits_after", counted)
+
+
+def test_without_the_extra_what_to_type_is_told() -> None:
+    with pytest.raises(InvalidRequest, match=r"no_such_torch is not installed: `pip install '\.\[chat\]'`"):
+        of_the_extra("no_such_torch")
