@@ -20,7 +20,7 @@ from vattd.admin import AdminService
 from vattd.doorkeeper import refuse_descriptors_at
 from vattd.handle_server import HandleServer
 from vattd.methods import methods_of
-from vattd.rpc_calls import CountCalls, RpcCalls
+from vattd.rpc_calls import CountedCalls, RpcCalls
 from vattd.service import EngineService
 
 log = logging.getLogger(__name__)
@@ -48,15 +48,14 @@ async def serve_sockets(
 ) -> None:
     """All three doors. Any user may knock at the engines' two, since the handle socket sees who it is. gRPC calls are
     counted in `calls`."""
-    interceptors = [CountCalls(calls)]
     with _umask(0o111):
         handles.listen(sockets.handles)
         stack.callback(handles.close)
-        server = grpc.aio.server(interceptors=interceptors, options=GRPC_OPTIONS)
-        await _serve_grpc(stack, server, sockets.engine, "EngineService", engine)
+        server = grpc.aio.server(options=GRPC_OPTIONS)
+        await _serve_grpc(stack, server, sockets.engine, "EngineService", engine, calls)
     with _umask(0o177):
-        server = grpc.aio.server(interceptors=interceptors, options=GRPC_OPTIONS)
-        await _serve_grpc(stack, server, sockets.admin, "AdminService", admin)
+        server = grpc.aio.server(options=GRPC_OPTIONS)
+        await _serve_grpc(stack, server, sockets.admin, "AdminService", admin, calls)
 
 
 @contextmanager
@@ -69,10 +68,12 @@ def _umask(mask: int) -> Iterator[None]:
         os.umask(before)
 
 
-async def _serve_grpc(stack: AsyncExitStack, server: grpc.aio.Server, path: Path, name: str, service: object) -> None:
+async def _serve_grpc(
+    stack: AsyncExitStack, server: grpc.aio.Server, path: Path, name: str, service: object, calls: RpcCalls
+) -> None:
     """Serve at a Unix socket, with health and reflection beside the service; `stack` stops it."""
     descriptor = pb.DESCRIPTOR.services_by_name[name]
-    server.add_generic_rpc_handlers((methods_of(descriptor, service),))
+    server.add_generic_rpc_handlers((CountedCalls(methods_of(descriptor, service), calls),))
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     for whole in ("", descriptor.full_name):

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from vattd.rpc_calls import CountCalls, RpcCalls
+from vattd.rpc_calls import CountedCalls, RpcCalls
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -71,8 +71,8 @@ def counted(tmp_path: Path, story: Story) -> RpcCalls:
     calls = RpcCalls()
 
     async def run() -> None:
-        echo, server = Echo(), grpc.aio.server(interceptors=[CountCalls(calls)])
-        server.add_generic_rpc_handlers((echo.handler(),))
+        echo, server = Echo(), grpc.aio.server()
+        server.add_generic_rpc_handlers((CountedCalls(echo.handler(), calls),))
         server.add_insecure_port(f"unix:{tmp_path}/s")
         await server.start()
         async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
@@ -157,8 +157,9 @@ def test_methods_that_nobody_has_leave_no_names(tmp_path: Path) -> None:
 
 
 def test_servers_that_are_counted_together_answer_with_their_own_methods_all_the_same(tmp_path: Path) -> None:
-    async def answers(place: str, server: Any, *services: Echo) -> list[object]:
-        server.add_generic_rpc_handlers(tuple(service.handler() for service in services))
+    async def answers(place: str, calls: RpcCalls, *services: Echo) -> list[object]:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers(tuple(CountedCalls(service.handler(), calls) for service in services))
         server.add_insecure_port(place)
         await server.start()
         said: list[object] = []
@@ -177,12 +178,9 @@ def test_servers_that_are_counted_together_answer_with_their_own_methods_all_the
             return b"other"
 
     async def run() -> list[list[object]]:
-        count = CountCalls(RpcCalls())
+        calls = RpcCalls()
         rows: list[tuple[Echo, ...]] = [(Echo(),), (Other(),), ()]
-        return [
-            await answers(f"unix:{tmp_path}/{number}", grpc.aio.server(interceptors=[count]), *services)
-            for number, services in enumerate(rows)
-        ]
+        return [await answers(f"unix:{tmp_path}/{number}", calls, *services) for number, services in enumerate(rows)]
 
     unimplemented = grpc.StatusCode.UNIMPLEMENTED
     assert asyncio.run(run()) == [[b"a"] * 2, [b"other"] * 2, [unimplemented] * 2]
