@@ -121,7 +121,7 @@ class Readings:
             is_draining=pool.draining,
             fenced_sessions=sum(one.fenced and not recovery.awaits(one.session_id) for one in self._sessions),
             tenants=self._tenants(snapshot, now_s),
-            leases={purpose: tally.copy() for purpose, tally in pool.tallies.items()},
+            leases={purpose: tally.copy() for purpose, tally in pool.record.tallies.items()},
             ends={cause: pool.happenings.ends[cause] for cause in EndCause},
             events={kind: pool.happenings.counts[kind] for kind in Kind},
             reclaims=replace(pool.pressure.reclaims.counts),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -27,12 +27,12 @@ from vattd.lending import Answer, Lending
 from vattd.page_notes import NoNotes, PageNotes
 from vattd.page_run import PageRun
 from vattd.policy import Policy
+from vattd.pool_record import PoolRecord
 from vattd.pressure import Pressure
-from vattd.reclaim import Ask, Reason, Reclaims, Request
+from vattd.reclaim import Ask, Reason, Reclaims
 from vattd.rules import PoolLimits, PoolRules
-from vattd.tallies import PurposeTally
 from vattd.upkeep import Upkeep
-from vattd.wish import Purpose, Waiting, Wish
+from vattd.wish import Waiting, Wish
 from vattd.workshop import Workshop
 from vattention.vmm.driver import DeviceMemory, PhysicalDriver
 
@@ -69,7 +69,6 @@ class Pool:
     ) -> None:
         self._notes = notes or NoNotes()
         self.happenings = happenings or Happenings(time.time)
-        self.tallies = {purpose: PurposeTally() for purpose in Purpose}
         rules = rules or PoolRules()
         self.ledger, self.limits = ledger, limits
         self.engines: Engines = NoEngines()
@@ -86,6 +85,7 @@ class Pool:
         self.policy = Policy(ledger, rules.timing)
         reclaims = Reclaims(rules.reclaim_within_s, rules.kill_after_s)
         self.pressure = Pressure(ledger, self.policy, reclaims, lambda session_id: self.engines.listens(session_id))
+        self.record = PoolRecord(ledger, reclaims.counts, self.happenings)
         self._lending = Lending(ledger, self.policy, self.pressure, self._workshop, self._upkeep, self._answer, notes)
         self.exports = Exports(ledger, driver, self._driver_call)
         self._listeners: dict[tuple[str, str], _Listeners] = {}
@@ -130,32 +130,8 @@ class Pool:
             future.exception()  # whoever asked may have stopped listening: that is no error of ours
         else:
             future.set_result(answer)
-            self._note_granted(entry, page_count_of(run.extent for run in answer))
-
-    def _note_granted(self, entry: Waiting, page_count: int) -> None:
-        took_s = self._now() - entry.since_s
-        self.tallies[entry.wish.purpose].grant(page_count, took_s)
-        self.happenings.note(
-            Kind.LEASE_GRANTED,
-            tenant=entry.party.name,
-            session_id=entry.wish.session_id,
-            page_count=page_count,
-            waited_s=took_s,
-        )
-
-    def note_refused(self, session_id: str, page_count: int, error: VattError) -> None:
-        """A call for a lease was answered with this error."""
-        tenant = self.ledger.find_tenant_of(session_id)
-        if tenant is not None:
-            tenant.tally.refusals[error.reason] += 1
-        self.happenings.note(
-            Kind.LEASE_REFUSED,
-            tenant="" if tenant is None else tenant.name,
-            session_id=session_id,
-            page_count=page_count,
-            reason=error.reason,
-            message=str(error),
-        )
+            page_count = page_count_of(run.extent for run in answer)
+            self.record.granted(entry, page_count, self._now() - entry.since_s)
 
     def open_session(self, session_id: str, tenant: str, uid: int, gids: Iterable[int] = ()) -> None:
         """Raises TenantDenied, InvalidRequest, Draining."""
@@ -164,12 +140,12 @@ class Pool:
 
     def cancel(self, session_id: str, request_id: str) -> int:
         self._changed.set()
-        with self._noting_answers_of(session_id):
+        with self.record.answers_of(session_id):
             return self._lending.cancel(session_id, request_id)
 
     def give_back(self, session_id: str, runs: Iterable[PageRun]) -> int:
         self._changed.set()
-        with self._noting_answers_of(session_id):
+        with self.record.answers_of(session_id):
             return self._lending.give_back(session_id, runs)
 
     def report_usage(self, session_id: str, usage: Usage) -> None:
@@ -184,22 +160,9 @@ class Pool:
 
     def answer_reclaim(self, session_id: str, reclaim_id: int) -> None:
         """The session gave back what it could."""
-        with self._noting_answers_of(session_id):
+        with self.record.answers_of(session_id):
             self.pressure.reclaims.answered(session_id, reclaim_id, self._now())
         self._changed.set()
-
-    @contextmanager
-    def _noting_answers_of(self, session_id: str) -> Iterator[None]:
-        """What is done may meet an ask, by word or by pages."""
-        counts = self.pressure.reclaims.counts
-        before = counts.answered
-        yield
-        if counts.answered > before:
-            self.happenings.note(Kind.RECLAIM_ANSWERED, tenant=self._tenant_name(session_id), session_id=session_id)
-
-    def _tenant_name(self, session_id: str) -> str:
-        tenant = self.ledger.find_tenant_of(session_id)
-        return "" if tenant is None else tenant.name
 
     def ask_again(self, session_id: str) -> None:
         """The session can be told again what is wanted of it."""
@@ -343,22 +306,12 @@ class Pool:
             self._calm.set()
         for request in review.requests:
             self.engines.ask_back(request)
-            self._note_ask(Kind.RECLAIM_ASKED, request)
+            self.record.asked(request)
         for ask in review.ignored:
             log.warning("session %s did not give back %d pages in time", ask.session_id, ask.page_count)
-            self._note_ask(Kind.RECLAIM_IGNORED, ask)
+            self.record.ignored(ask)
         if review.victim is not None:
             self._kill(review.victim, now_s)
-
-    def _note_ask(self, kind: Kind, ask: Request | Ask) -> None:
-        self.happenings.note(
-            kind,
-            tenant=self._tenant_name(ask.session_id),
-            session_id=ask.session_id,
-            page_count=ask.page_count,
-            reason=ask.reason.name.lower(),
-            message=ask.reason.value,
-        )
 
     def _kill(self, overdue: Ask, now_s: float) -> None:
         try:

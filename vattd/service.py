@@ -193,7 +193,7 @@ class EngineService(vatt_pb2_grpc.EngineServiceServicer):
                 runs = await self.pool.lease(wish)
         except VattError as error:
             # What is no wish asks for no pages: its number may be any, and their bytes more than a message can say.
-            self.pool.note_refused(session.session_id, 0 if wish is None else wish.page_count, error)
+            self.pool.record.refused(session.session_id, 0 if wish is None else wish.page_count, error)
             raise
         return pb.LeasePagesResponse(runs=[self._leased(run) for run in runs])
 

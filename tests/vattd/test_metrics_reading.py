@@ -179,7 +179,7 @@ def test_a_reading_does_not_change_with_what_it_was_taken_of() -> None:
         reading = await readings.read()
         before = facts(reading)
         runs = await bench.lease("s", 3, purpose=Purpose.ADMIT)
-        bench.pool.note_refused("s", 1, OutOfMemory("x"))
+        bench.pool.record.refused("s", 1, OutOfMemory("x"))
         bench.pool.pressure.reclaims.counts.asked += 1
         bench.pool.report_usage("s", Usage(mapped_pages=1))
         bench.pool.give_back("s", runs)
@@ -247,7 +247,7 @@ def test_leases_are_counted_by_purpose_and_refusals_by_tenant_and_reason() -> No
         await bench.lease("s", 3)
         await bench.lease("s", 2, purpose=Purpose.ADMIT)
         await bench.lease("s", 2, purpose=Purpose.ADMIT)
-        pool.note_refused("s", 1, OutOfMemory("x"))
+        pool.record.refused("s", 1, OutOfMemory("x"))
         samples = await samples_of(readings_of(bench))
         for purpose, leases, pages in (("admit", 2, 4), ("grow", 1, 3), ("ahead", 0, 0)):
             assert samples[f'vattd_leases_total{{purpose="{purpose}"}}'] == str(leases)
@@ -266,7 +266,7 @@ def test_a_tenant_that_is_forgotten_has_no_figures_any_more() -> None:
         readings = readings_of(bench)
         bench.pool.open_session("s", "gone", 0)
         await bench.lease("s", 2, purpose=Purpose.ADMIT)
-        bench.pool.note_refused("s", 1, OutOfMemory("x"))
+        bench.pool.record.refused("s", 1, OutOfMemory("x"))
         assert any("gone" in name for name in await samples_of(readings))
         bench.pool.end_session("s", unmapped=True)
         await bench.until(lambda: bench.ledger.tenant("gone") is None)
