@@ -90,6 +90,8 @@ class Admin:
         self._channel = grpc.insecure_channel(f"unix:{sockets.admin}", options=options)
         self._stub = vatt_pb2_grpc.AdminServiceStub(self._channel)
         self._metadata = ((CALLER_KEY, _caller(verb)),)
+        self._events: Any = None  # the stream that is read
+        self._events_ended = False
 
     def close(self) -> None:
         """What is under way raises at once."""
@@ -136,17 +138,27 @@ class Admin:
         return self._call(self._stub.Shrink, request, SHRINK_WITHIN_S).freed_bytes
 
     def events(self, *, after: int = 0, min_lease_bytes: int = 0, follow: bool = False) -> Iterator[pb.Event]:
-        """What is kept of the past after that event; with `follow` also what comes, until vattd ends: then raises
-        DaemonUnreachable."""
+        """What is kept of the past after that event; with `follow` also what comes, until `end_events`, or until vattd
+        ends: then raises DaemonUnreachable."""
         request = pb.WatchEventsRequest(after=after, min_lease_bytes=min_lease_bytes, follow=follow)
+        within_s = None if follow else ANSWER_WITHIN_S
+        self._events = self._stub.WatchEvents(request, timeout=within_s, metadata=self._metadata)
+        if self._events_ended:
+            self._events.cancel()
         try:
-            yield from self._stub.WatchEvents(
-                request, timeout=None if follow else ANSWER_WITHIN_S, metadata=self._metadata
-            )
+            yield from self._events
         except grpc.RpcError as error:
+            if self._events_ended:
+                return
             raise self._raised(error, ANSWER_WITHIN_S) from error
         if follow:
             raise DaemonUnreachable(f"vattd at {self.sockets.admin} has stopped: the same command follows the next one")
+
+    def end_events(self) -> None:
+        """Whoever reads them has read the last. For a signal handler too."""
+        self._events_ended = True
+        if self._events is not None:
+            self._events.cancel()
 
     def _call(self, method: Callable[..., Response], request: Any, within_s: float = ANSWER_WITHIN_S) -> Response:
         try:

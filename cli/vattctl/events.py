@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -19,6 +18,7 @@ from vatt.v1 import vatt_pb2 as pb
 from vattctl.daemon import Admin, find, gpu_option, socket_dir_option
 from vattctl.output import output_option, to_plain
 from vattctl.parameters import Size
+from vattctl.waiting import interrupts
 
 DEFAULT_MIN_LEASE = "64MiB"
 KIND_WIDTH = len("pages_quarantined")
@@ -72,7 +72,7 @@ def events(
       vattctl events -f --min-lease 1GiB
       vattctl events -f -o json | jq 'select(.kind == "session_ended") | .reason'
     """
-    with Admin(find(device, socket_dir), "events") as admin, suppress(KeyboardInterrupt):
+    with Admin(find(device, socket_dir), "events") as admin, interrupts(admin.end_events):
         told = admin.events(after=after, min_lease_bytes=min_lease_bytes)
         past = list(told)
         newest = past[-1].sequence if past else after

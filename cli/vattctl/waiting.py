@@ -25,7 +25,7 @@ def wait_for(
 
     Raises VattError with `when_interrupted` after Ctrl-C, and what the daemon refuses.
     """
-    with _interrupts() as is_interrupted, _watched() as show:
+    with interrupts() as is_interrupted, _watched() as show:
         deadline_s, pause_s = time.monotonic() + within_s, FIRST_PAUSE_S
         while not is_interrupted():
             left = what_is_left(admin.status())
@@ -39,8 +39,9 @@ def wait_for(
 
 
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Was Ctrl-C typed? It raises nothing the first time: what is raised while gRPC or a finalizer runs gets lost."""
+def interrupts(when_first: Callable[[], object] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """Was Ctrl-C typed? It raises nothing the first time: what is raised while gRPC or a finalizer runs gets lost. It
+    calls `when_first`, in the middle of whatever is done."""
     came = False
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -48,6 +49,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         if came:  # vattd does not answer, and somebody insists
             raise KeyboardInterrupt
         came = True
+        when_first()
 
     before = signal.signal(signal.SIGINT, note)
     try:
