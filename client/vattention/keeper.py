@@ -68,6 +68,7 @@ class Keeper:
         self._calm = threading.Condition()
         self._is_calm = True
         self._closed = False
+        self._is_held_up = False  # by who held the rows in the last round, or by the device, which uses a page yet
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -108,18 +109,15 @@ class Keeper:
             return self._calm.wait_for(lambda: self._is_calm or self._closed, timeout_s)
 
     def _settle_here(self, timeout_s: float) -> bool:
+        """What is due later, on a clock that may be the caller's, is not waited for."""
         deadline_s = time.monotonic() + timeout_s
-        while not self._is_at_rest(rest_s := self.tend(self._clock())):
+        while self.tend(self._clock()) == 0 or self._is_held_up:
             if time.monotonic() >= deadline_s:
                 return False
-            self._due.clear()
-            self._due.wait(rest_s)
+            if self._is_held_up:
+                self._due.clear()
+                self._due.wait(PROOF_REST_S)
         return True
-
-    @staticmethod
-    def _is_at_rest(rest_s: float | None) -> bool:
-        """After a round: not so while there is more to do, or somebody else holds the rows or the device a page."""
-        return rest_s is None or rest_s > PROOF_REST_S
 
     def _run(self) -> None:
         rest_s: float | None = None
@@ -141,13 +139,14 @@ class Keeper:
                 log.exception("mapping ahead: unexpected")
                 rest_s = 1.0
             with self._calm:
-                self._is_calm = not self._due.is_set() and self._is_at_rest(rest_s)
+                self._is_calm = not self._due.is_set() and (rest_s is None or rest_s > PROOF_REST_S)
                 self._calm.notify_all()
 
     def tend(self, now_s: float) -> float | None:
         """One round. How long to rest: 0 if there is more to do, None until somebody wakes us."""
         rows = self._rows
         with rows.mapping_if_free() as held:
+            self._is_held_up = not held
             if not held:
                 return PROOF_REST_S
             with rows.state:
@@ -251,6 +250,7 @@ class Keeper:
 
     def _let_go(self, row: int, page_count: int, floor: Counts, now_s: float) -> float:
         if not self._device_is_done(row, now_s):
+            self._is_held_up = True
             return PROOF_REST_S
         self._pages.put(self._rows.cut_most(row, page_count, floor))
         return 0

@@ -237,6 +237,20 @@ def test_an_idle_engine_keeps_nothing() -> None:
         assert cache.length(1) == 200
 
 
+def test_settling_on_a_clock_of_the_callers_waits_for_nothing_that_is_due_later() -> None:
+    host, work = working_host()
+    now_s = 1000.0
+    with KVCache(host, FUSED, fence=work.fence, clock=lambda: now_s, background=False) as cache:
+        cache.keep_finished(1.0)
+        cache.step([100, 0, 0, 0])
+        cache.step([0, 0, 0, 0])
+        work.finish()
+        now_s += KEEP_S - 0.002  # in two thousandths of a second the pages are too old, and that never comes
+        assert cache.settle(timeout_s=5)
+        assert kept_pages(cache) == pages_of(100)
+    host.close()
+
+
 def test_kept_pages_become_too_old_although_others_cannot_be_had() -> None:
     """A request that has announced more than there is waits for pages all the time; the rest goes on all the same."""
     with quiet_cache(page_count=100) as (cache, work):
