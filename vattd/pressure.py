@@ -166,11 +166,6 @@ class Pressure:
         self._unkillable.discard(session_id)
         self._leaving.discard(session_id)
 
-    def promise_of(self, tenant: Party, now_s: float) -> PromiseView:
-        """How far the tenant's min is kept now."""
-        [view] = self.promises_of([tenant], now_s)
-        return view
-
     def promises_of(self, tenants: Sequence[Party], now_s: float) -> list[PromiseView]:
         """How far each one's min is kept. What is missing takes a look at every tenant: one for all, not one each."""
         policy = self._policy

@@ -756,7 +756,7 @@ class World:
     def check_promises(self) -> None:
         """What status says of each tenant's min agrees with itself."""
         for tenant in self.tenants:
-            view = self.pressure.promise_of(tenant, self.now_s)
+            view = self.pressure.promises_of([tenant], self.now_s)[0]
             unused = unused_min(self.policy, tenant)
             assert 0 <= view.missing_pages <= unused
             assert 0 <= view.lent_pages <= unused

@@ -95,7 +95,7 @@ class Bench:
     def state_of(self, tenant: str, now_s: float) -> tuple[PromiseState, int, tuple[str, ...]]:
         found = self.ledger.tenant(tenant)
         assert found is not None
-        view = self.pressure.promise_of(found, now_s)
+        view = self.pressure.promises_of([found], now_s)[0]
         return view.state, view.missing_pages, view.broken_by
 
 
@@ -122,7 +122,7 @@ def test_of_several_tenants_together_the_same_is_said_as_of_each(mode: MinMode, 
     bench.review(NOW_S)
     tenants, now_s = list(bench.ledger.tenants()), NOW_S + later_s
     views = bench.pressure.promises_of(tenants, now_s)
-    assert views == [bench.pressure.promise_of(tenant, now_s) for tenant in tenants]
+    assert views == [bench.pressure.promises_of([tenant], now_s)[0] for tenant in tenants]
     assert views[0].state is (PromiseState.BROKEN if later_s else PromiseState.PENDING)
     assert {view.state for view in views[1:]} == {PromiseState.HELD}
 
@@ -150,7 +150,7 @@ def test_a_promise_is_held_then_pending_then_broken_by_who_did_not_give() -> Non
     assert bench.state_of("a", NOW_S + 0.9) == (PromiseState.PENDING, 8, ())
     tenant = bench.ledger.tenant("a")
     assert tenant is not None
-    assert bench.pressure.promise_of(tenant, NOW_S + 0.9).deadline_s == NOW_S + WITHIN_S
+    assert bench.pressure.promises_of([tenant], NOW_S + 0.9)[0].deadline_s == NOW_S + WITHIN_S
     later_s = NOW_S + WITHIN_S
     assert [ask.session_id for ask in bench.review(later_s).ignored] == ["b"]
     assert bench.state_of("a", later_s) == (PromiseState.PENDING, 8, ()), "c has two above its min, and was asked"
@@ -183,7 +183,7 @@ def test_what_a_soft_min_does_not_use_and_others_have_is_lent() -> None:
     bench.reserve("a", Guarantee(min_pages=8))
     tenant = bench.ledger.tenant("a")
     assert tenant is not None
-    view = bench.pressure.promise_of(tenant, NOW_S)
+    view = bench.pressure.promises_of([tenant], NOW_S)[0]
     assert (view.state, view.lent_pages) == (PromiseState.HELD, 3)
 
 
